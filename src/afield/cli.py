@@ -1,0 +1,247 @@
+"""The command line: one verb per intent. It holds no logic of its own; every verb calls one function of the library."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from afield.errors import AfieldError
+
+app = tyro.extras.SubcommandApp()
+capture_app = tyro.extras.SubcommandApp()
+bench_app = tyro.extras.SubcommandApp()
+app.command(capture_app, name="capture", help="Look at captures: folders with colour, depth and cameras.")
+app.command(bench_app, name="bench", help="Measure; each benchmark can write its figures as JSON.")
+
+Out = Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+Captures = tyro.conf.Positional[tuple[Path, ...]]
+
+
+def _say(text: str = "") -> None:
+    """Write a line for the user; the library itself never prints."""
+    sys.stdout.write(text + "\n")
+
+
+@app.command
+def demo(seed: int = 0, out: Out = Path("runs/demo")) -> None:
+    """Transfer a grasp shown on one toy animal to another one in clutter, test it in physics, and write a report.
+
+    Args:
+        seed: seed of everything random.
+        out: folder for report, summary and figures.
+    """
+    from afield.demo import run_demo
+
+    summary = run_demo(out, seed=seed)
+    _say()
+    _say(summary["verdict"])
+    for name in ("report.html", "summary.json", "figures"):
+        _say(f"  {out / name}")
+    _say()
+    _say("Next, the same step by step, on the sample captures or on your own (README.md):")
+    for command in summary["next"]:
+        _say(f"  {command}")
+
+
+@capture_app.command
+def check(capture: tyro.conf.Positional[Path], out: Out | None = None) -> None:
+    """Read a capture, warn of what looks wrong, and draw its cameras and cloud into an HTML page.
+
+    Args:
+        capture: a capture folder, a transforms.json, a COLMAP model or a .r3d file.
+        out: the page; `check.html` in the current folder by default.
+    """
+    from afield.capture import check_capture, read_capture, write_check_page
+
+    observation = read_capture(capture)
+    result = check_capture(observation)
+    page = out or Path("check.html")
+    write_check_page(observation, result, page)
+    _say(f"{observation.name}: {len(observation.views)} views; the picture is in {page}")
+    for warning in result.warnings:
+        _say(f"warning: {warning}")
+    if not result.warnings:
+        _say("Nothing looks wrong.")
+
+
+@app.command
+def train(
+    captures: Captures,
+    out: Out,
+    kind: str = "attention",
+    preset: str = "default",
+    extractor: str = "dinov2-s-embedded",
+    steps: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Pretrain a field on two to four captures without demonstrations (section 3.3).
+
+    Args:
+        captures: captures of related scenes.
+        out: folder for the field.
+        kind: dff, sparsedff, attention or geometry.
+        preset: of the attention field: default or faithful (the paper to the letter).
+        extractor: name of the image feature extractor.
+        steps: Adam steps; the kind's default if left out.
+        seed: seed of everything random.
+    """
+    from afield.pipeline import train_from_captures
+
+    model = train_from_captures(captures, kind=kind, preset=preset, extractor=extractor, steps=steps, seed=seed)
+    model.save(out)
+    _say(f"{model.describe()}\nsaved in {out}")
+
+
+@app.command
+def demonstrate(
+    configuration: Path,
+    capture: Path,
+    out: Out,
+    hand: str = "shadow",
+    extractor: str = "dinov2-s-embedded",
+    query_points: int = 256,
+    seed: int = 0,
+) -> None:
+    """Make a demonstration from a hand configuration in a captured scene.
+
+    Args:
+        configuration: JSON file with the pose of the palm frame in the world and the joint angles (docs/hands.md).
+        capture: capture of the scene that the configuration belongs to.
+        out: folder for the demonstration.
+        hand: name of a hand or path of a hand description.
+        extractor: name of the image feature extractor.
+        query_points: points sampled on the hand's surface.
+        seed: seed of everything random.
+    """
+    from afield.pipeline import demonstrate_from_files
+
+    demonstration = demonstrate_from_files(
+        configuration, capture, hand=hand, extractor=extractor, query_points=query_points, seed=seed
+    )
+    demonstration.save(out)
+    _say(f"Demonstration '{demonstration.name}' of the hand '{demonstration.hand}' saved in {out}")
+
+
+@app.command
+def grasp(
+    demo: Path,
+    field: str,
+    scene: Path,
+    out: Out,
+    hand: str = "shadow",
+    preset: str = "default",
+    full: bool = False,
+    seed: int = 0,
+) -> None:
+    """Repeat a demonstrated grasp in another scene.
+
+    Args:
+        demo: a demonstration made by `afield demonstrate`.
+        field: a field made by `afield train`, or the kind of an untrained one: dff or geometry.
+        scene: capture of the target scene.
+        out: folder for the run.
+        hand: name of a hand or path of a hand description.
+        preset: default, or faithful: Eq. 7-9 as printed, without the gate, the centring and the geometry channel.
+        full: optimize all 64 starts to the end with the exact field instead of halving them.
+        seed: seed of everything random.
+    """
+    from afield.pipeline import grasp_from_files
+
+    run = grasp_from_files(demo, field, scene, hand=hand, preset=preset, full=full, seed=seed)
+    run.save(out)
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in run.grasp.terms.items())
+    _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
+    _say(f"Next: afield simulate {out}; afield view {out}")
+
+
+@app.command
+def simulate(run: tyro.conf.Positional[Path], seed: int = 0) -> None:
+    """Test a grasp in physics: approach, squeeze, lift 10 cm, six pushes.
+
+    Args:
+        run: a run made by `afield grasp`.
+        seed: seed of the simulation's noise.
+    """
+    from afield.pipeline import simulate_run
+
+    test = simulate_run(run)
+    _say("The grasp holds." if test.success else f"The grasp fails: {test.failure}")
+
+
+@app.command
+def view(run: tyro.conf.Positional[Path]) -> None:
+    """Write the report (report.html) and the figures of a run.
+
+    Args:
+        run: a run made by `afield grasp`; `afield simulate` adds the physics to its report.
+    """
+    from afield.pipeline import view_run
+
+    _say(f"The report is in {view_run(run)}")
+
+
+@bench_app.command(name="field")
+def bench_field(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None) -> None:
+    """Time one step of the attention field against the naive evaluation of Eq. 3 and SparseDFF's interpolation.
+
+    Args:
+        json_file: write the figures here.
+    """
+    from afield.benchmark import field_bench
+
+    _finish(field_bench.run(), json_file)
+
+
+@bench_app.command(name="halving")
+def bench_halving(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None, trials: int = 3) -> None:
+    """Compare the successive halving of the starts with the full run: energy reached and seconds.
+
+    Args:
+        json_file: write the figures here.
+        trials: how many seeds.
+    """
+    from afield.benchmark import halving_bench
+
+    _finish(halving_bench.run(trials=trials), json_file)
+
+
+@app.command
+def info() -> None:
+    """Print versions and the machine, to paste into a bug report."""
+    import torch
+
+    from afield.artifacts import package_versions
+
+    for name, value in package_versions().items():
+        _say(f"{name}: {value}")
+    _say(f"python: {sys.version.split()[0]}")
+    _say(f"device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'}")
+    _say(f"threads: {torch.get_num_threads()}")
+
+
+def _finish(figures: dict[str, object], json_file: Path | None) -> None:
+    from afield.artifacts import write_json
+
+    _say(json.dumps(figures, indent=2))
+    if json_file is not None:
+        write_json(json_file, figures)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    begin = time.monotonic()
+    try:
+        app.cli(prog="afield", description=__doc__.splitlines()[0] if __doc__ else None)
+    except AfieldError as error:
+        sys.stderr.write(f"afield: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"afield: interrupted after {time.monotonic() - begin:.0f} s\n")
+        sys.exit(130)

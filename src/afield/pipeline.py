@@ -1,0 +1,141 @@
+"""From files to files: what each verb of the command line does, for scripts and notebooks too."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+
+from afield.artifacts import read_json, write_json
+from afield.capture import read_capture
+from afield.demonstration import Demonstration, demonstrate
+from afield.errors import AfieldError
+from afield.hand import hand_by_name, hand_configuration_from_json
+from afield.perception.features import extractor_by_name
+from afield.pretrain import KINDS, FieldModel, train_field
+from afield.run import Run
+from afield.scene import Scene, build_scene
+from afield.simulate import GraspTest, simulate_grasp, world_from_capture, world_from_scene
+from afield.transfer import FULL, TransferConfig, transfer_grasp
+
+SIMULATION_NAME = "simulation.json"
+REPORT_NAME = "report.html"
+
+
+def default_device() -> torch.device:
+    """CUDA when there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def scene_from_capture(
+    capture: Path, *, extractor: str = "dinov2-s-embedded", seed: int = 0, progress: bool = True
+) -> Scene:
+    """Read a capture and describe it: points with features."""
+    return build_scene(read_capture(capture), extractor_by_name(extractor), seed=seed, progress=progress)
+
+
+def train_from_captures(
+    captures: Sequence[Path],
+    *,
+    kind: str = "attention",
+    preset: str = "default",
+    extractor: str = "dinov2-s-embedded",
+    steps: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> FieldModel:
+    """Build the scenes of some captures and train a field on them (section 3.3)."""
+    scenes = [scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress) for capture in captures]
+    return train_field(scenes, kind=kind, preset=preset, steps=steps, seed=seed, progress=progress)
+
+
+def demonstrate_from_files(
+    configuration: Path,
+    capture: Path,
+    *,
+    hand: str = "shadow",
+    extractor: str = "dinov2-s-embedded",
+    query_points: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> Demonstration:
+    """Make a demonstration from a hand-configuration file and the capture it belongs to."""
+    model = hand_by_name(hand)
+    beta = hand_configuration_from_json(configuration, model)
+    scene = scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress)
+    provenance = {"configuration": configuration.name, "capture": scene.name, "extractor": extractor}
+    return demonstrate(
+        configuration.stem, model, beta, scene, query_count=query_points, seed=seed, provenance=provenance
+    )
+
+
+def load_field(field: str, demonstration: Demonstration) -> FieldModel:
+    """A trained field from its folder, or an untrained one by kind, with its projection fitted to the demonstration."""
+    if Path(field).is_dir():
+        return FieldModel.load(Path(field))
+    if field in KINDS:
+        return train_field([demonstration.scene], kind=field, progress=False)
+    raise AfieldError(f"'{field}' is neither the folder of a trained field nor one of the kinds {', '.join(KINDS)}.")
+
+
+def grasp_from_files(
+    demo: Path,
+    field: str,
+    capture: Path,
+    *,
+    hand: str = "shadow",
+    preset: str = "default",
+    full: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> Run:
+    """Repeat the demonstration in folder `demo` in the captured scene."""
+    if preset not in ("default", "faithful"):
+        raise AfieldError(f"There is no preset '{preset}'; choose default or faithful.")
+    begin = time.monotonic()
+    device = default_device()
+    demonstration = Demonstration.load(demo)
+    model = load_field(field, demonstration)
+    hand_model = hand_by_name(hand)
+    demonstration.check_hand(hand_model)
+    extractor = demonstration.scene.source.extractor
+    scene = scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress)
+    described = time.monotonic()
+    config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
+    if full:
+        config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
+    result = transfer_grasp(
+        demonstration.to(device), scene.to(device), model.to(device), hand_model.to(device), config, progress=progress
+    )
+    seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
+    return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
+
+
+def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:
+    """Test the grasp of a run folder in physics; the verdict goes to `simulation.json` beside it."""
+    run = Run.load(folder)
+    test = test_run(run, progress=progress)
+    write_json(folder / SIMULATION_NAME, test.to_json())
+    return test
+
+
+def test_run(run: Run, *, progress: bool = True) -> GraspTest:
+    """Test a grasp in physics, in the capture's own simulated world if it has one, else in the observed geometry."""
+    world = world_from_scene(run.scene, run.grasp.beta, run.hand)
+    if run.capture is not None:
+        observation = read_capture(run.capture)
+        if "simulation" in observation.extra:
+            world = world_from_capture(observation)
+    return simulate_grasp(world, run.hand, run.grasp.beta, run.scene.points, progress=progress)
+
+
+def view_run(folder: Path) -> Path:
+    """Write `report.html` and the figures of a run folder; returns the page's path."""
+    from afield.view import write_run_report
+
+    run = Run.load(folder)
+    simulation = folder / SIMULATION_NAME
+    return write_run_report(folder, run, read_json(simulation) if simulation.is_file() else None)

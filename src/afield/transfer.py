@@ -1,0 +1,266 @@
+"""The method, a page long: repeat a demonstrated grasp in another scene (section 3.4 of the attention-field paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from afield.attend import Attended, attend
+from afield.demonstration import Demonstration
+from afield.energy import (
+    Energy,
+    EnergyTerm,
+    FeatureTerm,
+    JointLimitTerm,
+    PenetrationTerm,
+    SelfPenetrationTerm,
+    TableTerm,
+    subset_points,
+)
+from afield.errors import AfieldError
+from afield.fields.baked import BakedField
+from afield.fields.base import Field
+from afield.geometry import rotation_angle
+from afield.hand import Hand
+from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
+from afield.pretrain import FieldModel
+from afield.result import Grasp, GraspHistory
+from afield.scene import Scene, farthest_points
+from afield.starts import StartConfig, sample_starts
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of Eq. 9; the first three lambdas are the published ones."""
+
+    feature: float = 1.0
+    """Weight of the feature difference, Eq. 7."""
+    penetration: float = 1e-1
+    """lambda_pen, per metre of summed penetration of scene points."""
+    self_penetration: float = 1e-2
+    """lambda_spen, per metre."""
+    joint_limits: float = 1e-2
+    """lambda_pose, per radian outside the limits."""
+    table: float = 10.0
+    """Per metre of mean depth below the table's margin; the paper prevents this by hand."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One round of the successive halving of the starts."""
+
+    starts: int
+    """How many starts take part; the best of the round before."""
+    steps: int
+    """Adam steps."""
+    query_points: int
+    """How many of the demonstration's query points are used."""
+    scene_points: int
+    """How many scene points the penetration term sees."""
+    baked: bool
+    """Look the field up on a grid (True) or evaluate it exactly (False)."""
+    learning_rate: float = 1e-2
+    """First learning rate of the round."""
+    final_learning_rate: float = 1e-4
+    """Last learning rate of the round."""
+
+
+HALVING = (
+    Stage(64, 80, 64, 256, True, 1e-2, 3e-3),
+    Stage(16, 100, 128, 512, True, 5e-3, 1e-3),
+    Stage(4, 60, 256, 2048, False, 2e-3, 1e-4),
+)
+"""The default: most starts are dropped early and cheaply, the best four are finished exactly."""
+
+FULL = (Stage(64, 300, 256, 2048, False),)
+"""All starts, all steps, exact: what the default must not be worse than."""
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How a grasp is transferred."""
+
+    preset: Literal["default", "faithful"] = "default"
+    """`faithful` switches the additions off (gate, centring, geometry channel, table term) and draws joints at random."""
+    gate: bool = True
+    """Look only at scene points that resemble the demonstrated region."""
+    center: bool = True
+    """Subtract each scene's mean feature."""
+    geometry: bool = True
+    """Append the distance to the nearest scene point to the field's output."""
+    weights: Weights = field(default_factory=Weights)
+    """The weights of Eq. 9."""
+    stages: tuple[Stage, ...] = HALVING
+    """Successive halving of the starts."""
+    start: StartConfig = field(default_factory=StartConfig)
+    """How the starts are drawn."""
+    grid_spacing: float = 0.01
+    """Spacing of the baked field in metres."""
+    seed: int = 0
+    """Seed of the starts."""
+
+    def resolved(self) -> TransferConfig:
+        """The configuration with its preset applied."""
+        if self.preset == "default":
+            return self
+        return replace(
+            self,
+            gate=False,
+            center=False,
+            geometry=False,
+            weights=replace(self.weights, table=0.0),
+            start=StartConfig(like_demonstration=0.0, random_joints=True),
+        )
+
+
+def transfer_grasp(
+    demonstration: Demonstration,
+    scene: Scene,
+    model: FieldModel,
+    hand: Hand,
+    config: TransferConfig | None = None,
+    *,
+    progress: bool = True,
+) -> Grasp:
+    """Find the hand configuration that meets in `scene` what the demonstrated hand met in its own scene.
+
+    Args:
+        demonstration: the hand configuration beta-hat, its query points Q and its scene X-hat.
+        scene: the target scene X, with features of the same extractor.
+        model: the field f, trained or not.
+        hand: the demonstrated hand.
+        config: see `TransferConfig`.
+        progress: show a progress bar.
+
+    Returns:
+        The grasp in the target scene's world frame: the minimum of Eq. 9 over all starts.
+
+    Raises:
+        AfieldError: extractor, layer or hand of the demonstration differ, or nothing is left to look at.
+    """
+    config = (config or TransferConfig()).resolved()
+    demonstration.check_hand(hand)
+
+    # 1. Describe both scenes in the field, and the demonstration by the features its query points meet there.
+    shown, here = attend(demonstration, scene, model, hand, use_gate=config.gate, center=config.center)
+    field_shown = model.build(shown.scene, geometry=config.geometry)
+    field_here = model.build(here.scene, geometry=config.geometry)
+    goal = field_shown(demonstration.query_points(hand)).detach()
+
+    # 2. Draw starts where the target scene resembles the demonstrated region.
+    generator = torch.Generator().manual_seed(config.seed)
+    beta = sample_starts(demonstration, here.scene, hand, config.stages[0].starts, config.start, generator)
+
+    # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field.
+    baked = BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
+    alive = torch.arange(len(beta), device=beta.device)
+    rounds: list[tuple[Tensor, Trace]] = []
+    bar = tqdm(total=sum(s.steps for s in config.stages), desc="transfer", unit="step", disable=not progress)
+    for stage in config.stages:
+        if rounds:
+            chosen = _survivors(hand, rounds[-1][1], stage.starts)
+            alive, beta = alive[chosen], rounds[-1][1].final[chosen]
+        use = baked if stage.baked and baked is not None else field_here
+        energy = grasp_energy(demonstration, scene, hand, use, goal, stage, config.weights)
+        schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
+        rounds.append((alive, minimize_adam(energy, beta, schedule, on_step=bar.update)))
+    bar.close()
+    return _choose(hand, energy, rounds, demonstration, scene, model, config, here)
+
+
+def grasp_energy(
+    demonstration: Demonstration,
+    scene: Scene,
+    hand: Hand,
+    field_here: Field,
+    goal: Float[Tensor, "q c"],
+    stage: Stage,
+    weights: Weights,
+) -> Energy:
+    """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points."""
+    chosen = _spread(demonstration.points.points_link, stage.query_points)
+    points = scene.points[_spread(scene.points, stage.scene_points)]
+    terms: dict[str, EnergyTerm] = {
+        "feature": FeatureTerm(field_here, goal[chosen]),
+        "penetration": PenetrationTerm(points, len(scene.points) / len(points)),
+        "self_penetration": SelfPenetrationTerm(),
+        "joint_limits": JointLimitTerm(),
+    }
+    if scene.table is not None and weights.table > 0:
+        terms["table"] = TableTerm(scene.table)
+    return Energy(hand, subset_points(demonstration.points, chosen), terms, asdict(weights))
+
+
+def _spread(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "k"]:
+    """Indices of `count` well-spread points; all of them where there are no more."""
+    if count >= len(points):
+        return torch.arange(len(points), device=points.device)
+    return farthest_points(points, count, seed=0)
+
+
+def _survivors(hand: Hand, trace: Trace, keep: int) -> Int[Tensor, "k"]:
+    """The best distinct minima: two hands within 2 cm, or 2 cm per radian of turn, count as the same."""
+    pose, _ = hand.split(trace.final)
+    distance = torch.cdist(pose[:, :3, 3], pose[:, :3, 3])
+    turn = rotation_angle(pose[:, None, :3, :3], pose[None, :, :3, :3])
+    return best_distinct(trace.final_energy, distance + 0.02 * turn, keep, apart=0.02)
+
+
+def _choose(
+    hand: Hand,
+    energy: Energy,
+    rounds: list[tuple[Tensor, Trace]],
+    demonstration: Demonstration,
+    scene: Scene,
+    model: FieldModel,
+    config: TransferConfig,
+    here: Attended,
+) -> Grasp:
+    """The start with the least energy in the last round, its path through all rounds, and where it came from."""
+    alive, last = rounds[-1]
+    winner = int(last.final_energy.argmin())
+    if not torch.isfinite(last.final_energy[winner]):
+        raise AfieldError("No start of the transfer ended with a finite energy; check the scene's scale and features.")
+    start = int(alive[winner])
+    with torch.no_grad():
+        beta = hand.clamp(last.final[winner])
+        total, parts = energy(beta[None])
+    columns = [(trace, int((kept == start).nonzero())) for kept, trace in rounds]
+    start_energy, start_beta = rounds[0][1].final_energy.clone(), rounds[0][1].final.clone()
+    for kept, trace in rounds[1:]:
+        start_energy[kept], start_beta[kept] = trace.final_energy, trace.final
+    history = GraspHistory(
+        beta=torch.cat([trace.beta[:, column] for trace, column in columns]).cpu(),
+        step=torch.cat(list(_step_numbers(rounds))),
+        terms={name: torch.cat([t.terms[name][:, c] for t, c in columns]).cpu() for name in columns[0][0].terms},
+        start_energy=start_energy.cpu(),
+        start_beta=start_beta.cpu(),
+        rounds=tuple((kept.cpu(), trace.beta.cpu(), trace.energy.cpu()) for kept, trace in rounds),
+        stages=tuple(asdict(stage) for stage in config.stages),
+    )
+    provenance = {
+        "demonstration": demonstration.name,
+        "scene": scene.name,
+        "hand": hand.name,
+        "hand_fingerprint": hand.fingerprint,
+        "field": model.kind,
+        "source": asdict(scene.source),
+        "config": asdict(config),
+        "points_attended": len(here.scene.points),
+    }
+    terms = {name: float(value) for name, value in parts.items()}
+    return Grasp(beta.cpu(), float(total), terms, history, provenance)
+
+
+def _step_numbers(rounds: list[tuple[Tensor, Trace]]) -> Iterator[Int[Tensor, "t"]]:
+    """The optimizer step of every record, counted through all rounds."""
+    first = 0
+    for _, trace in rounds:
+        yield torch.arange(first, first + len(trace.beta))
+        first += len(trace.beta) - 1
