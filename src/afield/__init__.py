@@ -1,0 +1,1 @@
+"""One demonstration, repeated elsewhere: one-shot transfer of grasps and skills through neural fields."""

@@ -199,16 +199,21 @@ def bench_field(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = 
 
 
 @bench_app.command(name="halving")
-def bench_halving(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None, trials: int = 3) -> None:
+def bench_halving(
+    run: Path = Path("runs/demo"),
+    seeds: int = 2,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
     """Compare the successive halving of the starts with the full run: energy reached and seconds.
 
     Args:
+        run: a run made by `afield demo` or `afield grasp`, whose inputs are used.
+        seeds: how many seeds.
         json_file: write the figures here.
-        trials: how many seeds.
     """
     from afield.benchmark import halving_bench
 
-    _finish(halving_bench.run(trials=trials), json_file)
+    _finish(halving_bench.run(run, seeds), json_file)
 
 
 @app.command

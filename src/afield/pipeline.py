@@ -17,7 +17,8 @@ from afield.hand import hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
 from afield.pretrain import KINDS, FieldModel, train_field
 from afield.run import Run
-from afield.scene import Scene, build_scene
+from afield.fusion import build_scene
+from afield.scene import Scene
 from afield.simulate import GraspTest, simulate_grasp, world_from_capture, world_from_scene
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 

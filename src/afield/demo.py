@@ -1,0 +1,109 @@
+"""`afield demo`: the whole method on the sample captures, from pictures to a verdict from physics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from afield.artifacts import write_json
+from afield.demonstration import demonstrate
+from afield.hand import hand_by_name, hand_configuration_from_json
+from afield.perception.features import extractor_by_name
+from afield.pipeline import SIMULATION_NAME, default_device, scene_from_capture, test_run, view_run
+from afield.pretrain import train_field
+from afield.run import Run
+from afield.transfer import TransferConfig, transfer_grasp
+
+SAMPLES = Path(__file__).parent / "samples"
+PRETRAINING = ("deer", "bulldog", "cat")
+DEMONSTRATED = "horse"
+TARGET = "deer_in_clutter"
+
+
+def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
+    """Show a grasp on the toy horse's back, repeat it on the deer in clutter, and test it in physics.
+
+    Args:
+        out: folder for `report.html`, `summary.json`, figures and all artifacts.
+        seed: seed of everything random: sampling, pretraining, starts.
+        progress: show progress bars.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    seconds: dict[str, float] = {}
+    device = default_device()
+    hand = hand_by_name("shadow")
+    captures = SAMPLES / "captures"
+
+    with _step("1/6 describe the scenes with DINOv2", "describe", seconds, progress):
+        extractor_by_name("dinov2-s-embedded")
+        names = dict.fromkeys((*PRETRAINING, DEMONSTRATED, TARGET))
+        scenes = {name: scene_from_capture(captures / name, seed=seed, progress=progress) for name in names}
+    with _step("2/6 pretrain the attention field, without demonstrations", "pretrain", seconds, progress):
+        model = train_field([scenes[name] for name in PRETRAINING], kind="attention", seed=seed, progress=progress)
+    with _step(f"3/6 show a grasp on the back of the {DEMONSTRATED}", "demonstrate", seconds, progress):
+        configuration = SAMPLES / "demonstrations" / f"{DEMONSTRATED}_back.json"
+        beta = hand_configuration_from_json(configuration, hand)
+        demonstration = demonstrate(
+            configuration.stem, hand, beta, scenes[DEMONSTRATED], seed=seed, provenance={"capture": DEMONSTRATED}
+        )
+    with _step(f"4/6 repeat it in the scene '{TARGET}'", "transfer", seconds, progress):
+        config = TransferConfig(seed=seed)
+        scene = scenes[TARGET]
+        grasp = transfer_grasp(
+            demonstration.to(device), scene.to(device), model.to(device), hand.to(device), config, progress=progress
+        )
+        run = Run(grasp, demonstration, scene, model.to("cpu"), hand.to("cpu"), captures / TARGET, "shadow", seconds)
+        run.save(out)
+    with _step("5/6 test it in physics", "simulate", seconds, progress):
+        test = test_run(run, progress=progress)
+        write_json(out / SIMULATION_NAME, test.to_json())
+    with _step("6/6 draw the report", "report", seconds, progress):
+        view_run(out)
+
+    summary = {
+        "seed": seed,
+        "verdict": "The grasp holds in physics." if test.success else f"The grasp fails in physics: {test.failure}",
+        "grasp": {
+            **test.to_json(),
+            "demonstrated_on": DEMONSTRATED,
+            "repeated_in": TARGET,
+            "energy": grasp.energy,
+            "terms": dict(grasp.terms),
+        },
+        "field": model.describe(),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "next": _next_commands(captures),
+    }
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+@contextmanager
+def _step(title: str, name: str, seconds: dict[str, float], progress: bool) -> Iterator[None]:
+    """Announce a step and time it."""
+    if progress:
+        tqdm.write(title)
+    begin = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - begin
+
+
+def _next_commands(captures: Path) -> list[str]:
+    """The demo step by step, with paths that can be pasted."""
+    pretraining = " ".join(str(captures / name) for name in PRETRAINING)
+    configuration = captures.parent / "demonstrations" / f"{DEMONSTRATED}_back.json"
+    return [
+        f"afield capture check {captures / TARGET}",
+        f"afield train {pretraining} -o runs/field",
+        f"afield demonstrate --configuration {configuration} --capture {captures / DEMONSTRATED} -o runs/demonstration",
+        f"afield grasp --demo runs/demonstration --field runs/field --scene {captures / TARGET} -o runs/grasp",
+        "afield simulate runs/grasp",
+        "afield view runs/grasp",
+    ]

@@ -1,0 +1,48 @@
+"""A field evaluated once on a grid and looked up by trilinear interpolation: about a hundred times cheaper than the exact one."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from afield.fields.base import Field
+from afield.scene import Scene
+
+
+class BakedField:
+    """Trilinear look-ups in a grid of another field's features; outside the grid its border values hold."""
+
+    def __init__(self, values: Float[Tensor, "c z y x"], low: Float[Tensor, "3"], high: Float[Tensor, "3"]) -> None:
+        self.values, self.low, self.high = values, low, high
+        self.channels = values.shape[0]
+
+    @classmethod
+    @torch.no_grad()
+    def around(cls, field: Field, scene: Scene, spacing: float = 0.01, margin: float = 0.10) -> BakedField:
+        """Evaluate `field` on a grid around a scene.
+
+        Args:
+            field: what to bake.
+            scene: its bounding box, widened by `margin`, is the grid's extent.
+            spacing: distance of grid points in metres.
+            margin: in metres; farther away the hand does not touch the scene.
+        """
+        low = scene.points.amin(dim=0) - margin
+        counts = ((scene.points.amax(dim=0) + margin - low) / spacing).ceil().long() + 1
+        high = low + (counts - 1) * spacing
+        axes = [torch.linspace(float(low[i]), float(high[i]), int(counts[i]), device=low.device) for i in range(3)]
+        z, y, x = torch.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
+        grid = torch.stack((x, y, z), dim=-1).reshape(-1, 3)
+        values = torch.cat([field(chunk) for chunk in grid.split(4096)])
+        shape = (int(counts[2]), int(counts[1]), int(counts[0]), field.channels)
+        return cls(values.reshape(shape).permute(3, 0, 1, 2).contiguous(), low, high)
+
+    def __call__(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch c"]:
+        """Interpolated features at world points."""
+        inner = (points.reshape(-1, 3) - self.low) / (self.high - self.low) * 2 - 1
+        found = functional.grid_sample(
+            self.values[None], inner[None, None, None], mode="bilinear", padding_mode="border", align_corners=True
+        )
+        return found[0, :, 0, 0].T.reshape(*points.shape[:-1], self.channels)

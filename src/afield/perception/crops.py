@@ -1,0 +1,121 @@
+"""Crops of one metric scale, so that a thing looks equally large to the extractor in every scene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from afield.observation import Observation, View
+from afield.perception.features import FeatureExtractor, extract_with_progress
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square part of a picture; the top-left corner may lie outside the picture."""
+
+    left: float
+    """Left border in pixels (pixel centres at integers, so the first pixel begins at -0.5)."""
+    top: float
+    """Upper border in pixels."""
+    side: float
+    """Side in pixels."""
+
+    def cut(self, image: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "r r 3"]:
+        """The crop, resampled to `resolution` pixels; what lies outside the picture is grey."""
+        scale = self.side / resolution
+        matrix = np.array(
+            [[scale, 0.0, self.left + 0.5 * scale], [0.0, scale, self.top + 0.5 * scale]], dtype=np.float64
+        )
+        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+        if scale > 1:  # warpAffine does not average, so a picture that shrinks is smoothed first
+            image = cv2.GaussianBlur(image, (0, 0), 0.5 * scale)
+            flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        return cv2.warpAffine(
+            image, matrix, (resolution, resolution), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(124, 116, 104)
+        )
+
+
+def cover(pixels: Float[Tensor, "n 2"], side: float) -> list[Crop]:
+    """Crops of `side` pixels that cover all pixels, with overlap where more than one is needed."""
+    low, high = pixels.amin(dim=0), pixels.amax(dim=0)
+    starts = []
+    for axis in (0, 1):
+        extent = float(high[axis] - low[axis])
+        # A tenth of the crop is kept free at either border, where the extractor lacks context.
+        count = max(1, int(np.ceil((extent - 0.2 * side) / (0.6 * side))) if extent > 0.8 * side else 1)
+        center = float(high[axis] + low[axis]) / 2
+        reach = max(0.0, extent - 0.8 * side)
+        offsets = np.linspace(-reach / 2, reach / 2, count) if count > 1 else np.zeros(1)
+        starts.append([center + float(offset) - side / 2 for offset in offsets])
+    crops = [Crop(left, top, side) for top in starts[1] for left in starts[0]]
+    inner = [_inner(crop, pixels).any() for crop in crops]
+    return [crop for crop, used in zip(crops, inner, strict=True) if bool(used)]
+
+
+def view_features(
+    observation: Observation,
+    pixels: list[Float[Tensor, "n 2"]],
+    points: Float[Tensor, "n 3"],
+    extractor: FeatureExtractor,
+    span: float,
+    *,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Float[Tensor, "v n c"]:
+    """Unit features of the same n points in every view.
+
+    Args:
+        observation: the views.
+        pixels: where the points lie in each view.
+        points: the points in the world, in metres; they decide the scale of the crops.
+        extractor: what describes a crop.
+        span: side of a crop in metres at the points' median distance.
+        cache: folder of the feature cache.
+        progress: show a progress bar.
+    """
+    plans = [_plan(view, pixel, points, span) for view, pixel in zip(observation.views, pixels, strict=True)]
+    images = np.stack(
+        [
+            crop.cut(view.color, extractor.resolution)
+            for view, crops in zip(observation.views, plans, strict=True)
+            for crop in crops
+        ]
+    )
+    tokens = extract_with_progress(images, extractor, observation.name, cache=cache, progress=progress)
+    maps = iter(tokens.permute(0, 3, 1, 2))
+    return torch.stack(
+        [_sample([(crop, next(maps)) for crop in crops], pixel) for crops, pixel in zip(plans, pixels, strict=True)]
+    )
+
+
+def _plan(view: View, pixel: Float[Tensor, "n 2"], points: Float[Tensor, "n 3"], span: float) -> list[Crop]:
+    distance = float((points - view.camera.position).norm(dim=-1).median())
+    side = span * view.camera.fx / distance
+    size = torch.tensor([view.camera.width - 1, view.camera.height - 1])
+    inside = ((pixel >= 0) & (pixel <= size)).all(dim=-1)
+    return cover(pixel[inside] if inside.any() else pixel, side)
+
+
+def _sample(maps: list[tuple[Crop, Float[Tensor, "c rows columns"]]], pixel: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
+    """Unit features at pixels: bilinear within a crop, blended over overlapping crops by the distance to their borders."""
+    total = torch.zeros(len(pixel), maps[0][1].shape[0])
+    for crop, tokens in maps:
+        inner = (pixel - torch.tensor([crop.left, crop.top])) / crop.side * 2 - 1
+        found = functional.grid_sample(
+            tokens[None], inner[None, None], mode="bilinear", padding_mode="border", align_corners=False
+        )[0, :, 0].T
+        border = (1.02 - inner.abs().amax(dim=-1)).clamp_min(1e-4)
+        total += functional.normalize(found, dim=-1) * border[:, None]
+    return functional.normalize(total, dim=-1)
+
+
+def _inner(crop: Crop, pixels: Float[Tensor, "n 2"]) -> Tensor:
+    corner = torch.tensor([crop.left, crop.top])
+    return ((pixels >= corner) & (pixels <= corner + crop.side)).all(dim=-1)
