@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,7 @@ class HandState:
         return cls(hand, beta, hand.place(points, beta), hand.place(hand.keypoints, beta), joints)
 
 
+@runtime_checkable
 class EnergyTerm(Protocol):
     """Something that a good hand configuration makes small."""
 

@@ -29,7 +29,7 @@ class GraspHistory:
     """The last energy of every start, also of those that successive halving dropped early."""
     start_beta: Float[Tensor, "starts d"]
     """The last configuration of every start."""
-    rounds: tuple[tuple[Int[Tensor, "s"], Float[Tensor, "t s d"], Float[Tensor, "t s"]], ...] = ()
+    rounds: tuple[tuple[Int[Tensor, "_s"], Float[Tensor, "_t _s d"], Float[Tensor, "_t _s"]], ...] = ()
     """Every round of the successive halving in full: which starts took part, all their configurations and energies."""
     stages: tuple[Mapping[str, Any], ...] = ()
     """How the work was divided: starts, steps and points of each round."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -31,15 +31,33 @@ class AttentiveField(Field, Protocol):
 
 
 MIN_SQUARED = 1e-8
-"""Squared distances are clamped here (0.1 mm), which keeps gradients finite at scene points."""
+"""Squared distances are clamped here, at (0.1 mm)^2, which keeps gradients finite at scene points."""
+
+BLOCK = 256
+"""Rows of a block on the CPU: large enough for the matrix products, small enough to stay in the cache."""
+
+
+def block_rows(device: torch.device) -> int:
+    """How many query points are processed at once where a loop keeps temporaries small."""
+    return BLOCK if device.type == "cpu" else 16 * BLOCK
 
 
 def squared_distances(a: Float[Tensor, "q 3"], b: Float[Tensor, "n 3"]) -> Float[Tensor, "q n"]:
-    """Squared distances by one matrix product; both sets are centred first, for precision.
+    """Squared distances by one matrix product, clamped at `MIN_SQUARED`.
 
-    In float32 the error is about 1e-7 times the squared extent of the points, under (0.1 mm)^2 for a table-top scene.
+    The product is taken in double precision: |a|^2 - 2ab + |b|^2 cancels for close points, and in float32 its error of
+    about 1e-8 would be 1% of the squared distance of a fingertip 1 mm off the surface. It is a small part of the cost.
     """
-    center = b.mean(dim=0)
-    a, b = a - center, b - center
-    squared = torch.addmm(b.square().sum(dim=-1)[None], a, b.T, alpha=-2) + a.square().sum(dim=-1, keepdim=True)
-    return squared.clamp_min(MIN_SQUARED)
+    first, second = a.double(), b.double()
+    center = second.mean(dim=0)
+    first, second = first - center, second - center
+    squared = torch.addmm(second.square().sum(dim=-1)[None], first, second.T, alpha=-2)
+    squared = squared + first.square().sum(dim=-1, keepdim=True)
+    return squared.clamp_min(MIN_SQUARED).to(a.dtype)
+
+
+@torch.no_grad()
+def nearest(points: Float[Tensor, "q 3"], scene_points: Float[Tensor, "n 3"]) -> Int[Tensor, "q"]:
+    """Index of the scene point nearest to each point."""
+    blocks = points.detach().split(block_rows(points.device))
+    return torch.cat([squared_distances(block, scene_points).argmin(dim=-1) for block in blocks])

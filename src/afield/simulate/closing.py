@@ -1,0 +1,70 @@
+"""How fingers close: derived from the hand configuration and the observed points alone, never from true geometry."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from afield.hand import Hand, HandPoints
+
+
+def closing_step(
+    hand: Hand,
+    beta: Float[Tensor, "d"],
+    scene_points: Float[Tensor, "n 3"],
+    depth: float,
+    *,
+    reach: float = 0.04,
+    damping: float = 0.02,
+) -> Float[Tensor, "j"]:
+    """Joint angles that press the fingers `depth` metres towards what the hand holds; negative depth opens them.
+
+    Every finger point moves towards the middle of the scene points near the hand, by damped least squares on the joints
+    with the palm standing still.
+
+    Args:
+        hand: the hand.
+        beta: the grasp.
+        scene_points: observed points, metres, world.
+        depth: how far to move, in metres.
+        reach: scene points this close to the hand, in metres, are what it holds.
+        damping: of the least squares, in metres per radian.
+
+    Returns:
+        The new joint angles, within their limits.
+    """
+    points = finger_points(hand)
+    beta = beta.to(scene_points)
+    placed = hand.place(points, beta)
+    near = torch.cdist(scene_points, placed).amin(dim=-1) < reach
+    middle = scene_points[near].mean(dim=0) if bool(near.any()) else hand.place(palm_point(hand), beta)[0]
+    direction = torch.nn.functional.normalize(middle - placed, dim=-1)
+
+    def place_joints(joints: Float[Tensor, "j"]) -> Float[Tensor, "q 3"]:
+        return hand.place(points, torch.cat((beta[:9], joints)))
+
+    joints = beta[9:]
+    jacobian = torch.autograd.functional.jacobian(place_joints, joints)
+    assert isinstance(jacobian, Tensor), "one output and one input give one Jacobian"
+    jacobian = jacobian.reshape(-1, len(joints))
+    wanted = (depth * direction).reshape(-1)
+    system = jacobian.T @ jacobian + damping**2 * len(points.link) * torch.eye(len(joints)).to(jacobian)
+    step = torch.linalg.solve(system, jacobian.T @ wanted)
+    limits = hand.limits.to(joints)
+    return (joints + step).clamp(limits[:, 0], limits[:, 1])
+
+
+def finger_points(hand: Hand) -> HandPoints:
+    """The keypoints on fingers, those that can press."""
+    fingers = {hand.link_names.index(body) for bodies in hand.description.fingers.values() for body in bodies}
+    chosen = [i for i, link in enumerate(hand.keypoints.link.tolist()) if link in fingers]
+    index = torch.tensor(chosen, device=hand.keypoints.link.device)
+    keypoints = hand.keypoints
+    return HandPoints(keypoints.link[index], keypoints.points_link[index], keypoints.normals_link[index])
+
+
+def palm_point(hand: Hand) -> HandPoints:
+    """A point 5 cm in front of the palm."""
+    base = torch.tensor([hand.link_names.index(hand.description.base)], device=hand.palm_center.device)
+    return HandPoints(base, (hand.palm_center + 0.05 * hand.palm_normal)[None], hand.palm_normal[None])

@@ -1,0 +1,226 @@
+"""MuJoCo worlds for the grasp test: the objects of a capture, or what was seen of them, and a hand that can be moved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import ConvexHull, QhullError, cKDTree
+from torch import Tensor
+
+from afield.artifacts import read_json
+from afield.capture.rendered import add_object
+from afield.errors import AfieldError
+from afield.geometry import matrix_to_quat_wxyz
+from afield.hand import Hand
+from afield.observation import Observation
+from afield.scene import Scene
+
+OBSERVED_MASS = 0.1
+"""Mass in kilograms that is assumed for an object of which only points are known."""
+MOCAP = "hand_target"
+CARRIER = "hand_carrier"
+
+
+@dataclass(frozen=True)
+class WorldObject:
+    """An object that can be moved."""
+
+    name: str
+    T_world_object: Float[np.ndarray, "4 4"]
+    """Its first pose."""
+    mass: float
+    """Kilograms."""
+    folder: Path | None = None
+    """Folder with `object.json`, for a known object."""
+    hull: Float[np.ndarray, "v 3"] | None = None
+    """Vertices of its convex hull in metres in its own frame, for an observed one."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A table with objects."""
+
+    objects: tuple[WorldObject, ...]
+    table_height: float
+    """z of the table's surface in metres."""
+    target: str | None
+    """The object that is to be grasped; the one nearest to the hand if None."""
+    geometry: str
+    """Where shapes come from: "known" (the objects' own) or "observed" (convex hulls of the points that were seen)."""
+
+
+@dataclass(frozen=True)
+class HandActuation:
+    """How the simulated hand is driven."""
+
+    stiffness: float = 4.0
+    """Of a finger joint's position servo, in Nm per radian."""
+    damping: float = 0.2
+    """Of a finger joint, in Nm s per radian."""
+    force_limit: float = 1.0
+    """Of a finger joint in Nm: about 10 N at a fingertip 10 cm away, what a tendon-driven Shadow Hand can press."""
+    slide_stiffness: float = 500.0
+    """Of a sliding joint (grippers), in N per metre."""
+    slide_force_limit: float = 40.0
+    """Of a sliding joint, in N."""
+    friction: float = 1.0
+    """Sliding friction of the hand's skin (rubber on plastic)."""
+
+
+def world_from_capture(observation: Observation) -> World:
+    """The simulated world that a rendered capture remembers.
+
+    Raises:
+        AfieldError: the capture has no `simulation` entry, or it is incomplete.
+    """
+    simulation = observation.extra.get("simulation")
+    if not isinstance(simulation, dict) or observation.folder is None:
+        raise AfieldError(f"The capture '{observation.name}' has no simulated world; use the observed geometry instead.")
+    objects = []
+    try:
+        for entry in simulation["objects"]:
+            folder = (observation.folder / entry["object"]).resolve()
+            mass = float(read_json(folder / "object.json")["mass"])
+            objects.append(WorldObject(entry["name"], np.array(entry["T_world_object"], dtype=float), mass, folder))
+        return World(tuple(objects), float(simulation["table_height"]), simulation.get("target"), "known")
+    except (KeyError, TypeError, ValueError) as error:
+        raise AfieldError(f"The simulated world in {observation.folder}/capture.json is incomplete: {error}.") from error
+
+
+def world_from_scene(scene: Scene, gap: float = 0.012) -> World:
+    """A world out of what was seen: one convex hull for every cluster of points, reaching down to the table.
+
+    Args:
+        scene: the observed points.
+        gap: points farther apart than this, in metres, belong to different objects.
+    """
+    points = scene.points.cpu().numpy().astype(float)
+    height = float(points[:, 2].min())
+    if scene.table is not None:
+        center = scene.points.mean(dim=0).cpu()
+        up = scene.table.normal.cpu()
+        height = float((scene.table.offset - float(up[:2] @ center[:2])) / float(up[2]))
+    pairs = cKDTree(points).query_pairs(gap, output_type="ndarray")
+    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
+    _, label = connected_components(graph, directed=False)
+    objects = []
+    for cluster in range(int(label.max()) + 1):
+        member = points[label == cluster]
+        if len(member) < 20:
+            continue
+        lowest = member[member[:, 2] < np.quantile(member[:, 2], 0.2)].copy()
+        lowest[:, 2] = height
+        member = np.concatenate((member, lowest))
+        pose = np.eye(4)
+        pose[:3, 3] = [*member[:, :2].mean(axis=0), height]
+        try:
+            hull = ConvexHull(member - pose[:3, 3])
+        except QhullError:
+            continue
+        objects.append(WorldObject(f"object{len(objects)}", pose, OBSERVED_MASS, hull=hull.points[hull.vertices]))
+    if not objects:
+        raise AfieldError(f"No cluster of the scene '{scene.name}' has 20 points, so there is nothing to simulate.")
+    return World(tuple(objects), height, None, "observed")
+
+
+def build_world(world: World, hand: Hand, actuation: HandActuation | None = None) -> mujoco.MjModel:
+    """Compile table, objects and hand.
+
+    The hand hangs on a free carrier body that is welded to a mocap body: a position-controlled wrist that is stiff, but
+    whose velocity the contacts feel, which a body moved by hand would not have. Gravity does not act on the hand.
+    """
+    actuation = actuation or HandActuation()
+    spec = mujoco.MjSpec()
+    spec.option.timestep = 0.002
+    spec.option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
+    spec.option.impratio = 10.0
+    spec.visual.global_.offwidth, spec.visual.global_.offheight = 960, 720
+    _add_room(spec, world.table_height)
+    for thing in world.objects:
+        _add_thing(spec, thing)
+    _add_hand(spec, hand, actuation)
+    model = spec.compile()
+    for thing in world.objects:
+        _set_mass(model, thing)
+    mujoco.mj_setConst(model, mujoco.MjData(model))
+    return model
+
+
+def hand_joint_ids(model: mujoco.MjModel, hand: Hand) -> np.ndarray:
+    """Indices of the hand's joints, in the order of a configuration."""
+    return np.array([model.joint(f"hand/{name}").id for name in hand.joint_names])
+
+
+def carrier_pose(hand: Hand, beta: Float[Tensor, "d"]) -> Float[np.ndarray, "7"]:
+    """Where the carrier must be for a configuration: position and quaternion (wxyz)."""
+    pose, _ = hand.split(beta.double().cpu())
+    root = pose @ hand.T_base_root.double().cpu()
+    return torch.cat((root[:3, 3], matrix_to_quat_wxyz(root[:3, :3]))).numpy()
+
+
+def _add_room(spec: mujoco.MjSpec, height: float) -> None:
+    table = spec.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.6, 0.6, 0.02])
+    table.pos, table.rgba, table.friction = [0, 0, height - 0.02], [0.72, 0.66, 0.58, 1], [1.0, 0.005, 0.0001]
+    spec.worldbody.add_light(
+        name="lamp", pos=[0.4, -0.4, height + 1.6], dir=[-0.2, 0.2, -1], diffuse=[0.7] * 3, ambient=[0.35] * 3
+    )
+
+
+def _add_thing(spec: mujoco.MjSpec, thing: WorldObject) -> None:
+    if thing.folder is not None:
+        body = add_object(spec, thing.folder, thing.name)
+    else:
+        assert thing.hull is not None, "an object has a folder or a hull"
+        body = spec.worldbody.add_body(name=thing.name)
+        body.add_freejoint(name=f"{thing.name}_free")
+        spec.add_mesh(name=thing.name, uservert=thing.hull.astype(np.float32).ravel())
+        geom = body.add_geom(name=thing.name, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=thing.name)
+        geom.condim, geom.density, geom.rgba = 4, 400.0, [0.6, 0.7, 0.8, 1]
+    body.pos = thing.T_world_object[:3, 3]
+    body.quat = matrix_to_quat_wxyz(torch.tensor(thing.T_world_object[:3, :3])).numpy()
+
+
+def _add_hand(spec: mujoco.MjSpec, hand: Hand, actuation: HandActuation) -> None:
+    mocap = spec.worldbody.add_body(name=MOCAP, mocap=True)
+    mocap.pos = [0, 0, 1]
+    carrier = spec.worldbody.add_body(name=CARRIER, mass=1.0, inertia=[2e-3] * 3, ipos=[0, 0, 0], pos=[0, 0, 1])
+    carrier.add_freejoint(name=f"{CARRIER}_free")
+    carrier.add_frame().attach_body(hand.spec().body(hand.root_name), "hand/", "")
+    for body in spec.bodies:
+        if body.name.startswith("hand/") or body.name == CARRIER:
+            body.gravcomp = 1.0
+            for geom in body.geoms:
+                geom.friction = [actuation.friction, 0.005, 0.0001]
+                geom.condim = max(int(geom.condim), 4)
+    weld = spec.add_equality(
+        name="wrist", type=mujoco.mjtEq.mjEQ_WELD, objtype=mujoco.mjtObj.mjOBJ_BODY, name1=MOCAP, name2=CARRIER
+    )
+    # anchor, relative position, relative quaternion, torque scale: the preset values are not the identity.
+    weld.data[:11] = [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+    weld.solref = [0.006, 1.0]
+    weld.solimp = [0.98, 0.999, 0.001, 0.5, 2]
+    for name in hand.joint_names:
+        joint = spec.joint(f"hand/{name}")
+        slide = joint.type == mujoco.mjtJoint.mjJNT_SLIDE
+        stiffness = actuation.slide_stiffness if slide else actuation.stiffness
+        limit = actuation.slide_force_limit if slide else actuation.force_limit
+        joint.damping[0] = max(float(joint.damping[0]), 20.0 if slide else actuation.damping)
+        servo = spec.add_actuator(name=f"hand/{name}", target=f"hand/{name}", trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        servo.set_to_position(kp=stiffness)
+        servo.forcelimited, servo.forcerange = True, [-limit, limit]
+
+
+def _set_mass(model: mujoco.MjModel, thing: WorldObject) -> None:
+    """Scale mass and inertia of a body to the mass that is known."""
+    body = model.body(thing.name).id
+    factor = thing.mass / model.body_mass[body]
+    model.body_mass[body] *= factor
+    model.body_inertia[body] *= factor
