@@ -165,19 +165,21 @@ def _write_attribution(out: Path) -> None:
     lines = [
         "# Where the sample objects come from",
         "",
-        "The objects were made by `scripts/make_samples.py` from models of the Debian package `sweethome3d-furniture`; the",
-        "captures are pictures of them, rendered by the same script, under the licenses of the objects they show",
-        "(`attribution` and `license` in each `capture.json`). The table tops are generated and free of any rights (CC0).",
-        "Every object was changed: scaled to a toy, turned upright, its materials joined into one texture, heavy meshes",
-        "reduced to fewer triangles, and convex pieces for physics added. The creators do not endorse this project.",
+        "The objects were made by `scripts/make_samples.py` from models of the Debian package",
+        "`sweethome3d-furniture`; the captures are pictures of them, rendered by the same script,",
+        "under the licenses of the objects they show",
+        "(`attribution` and `license` in each `capture.json`). The table tops are generated and free of rights (CC0).",
+        "Every object was changed: scaled to a toy, turned upright, its materials joined into one texture,",
+        "heavy meshes reduced to fewer triangles, and convex pieces for physics added. The creators do not",
+        "endorse this project.",
         "",
         "| object | model | creator | license | archive and file |",
         "|---|---|---|---|---|",
     ]
     for recipe in RECIPES:
         lines.append(
-            f"| `{recipe.name}` | {recipe.title} | {recipe.creator} | [{recipe.license}]({LICENSE_URLS[recipe.license]}) "
-            f"| `{recipe.archive}.sh3f`: `{recipe.model}` |"
+            f"| `{recipe.name}` | {recipe.title} | {recipe.creator} "
+            f"| [{recipe.license}]({LICENSE_URLS[recipe.license]}) | `{recipe.archive}.sh3f`: `{recipe.model}` |"
         )
     (out / "ATTRIBUTION.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 

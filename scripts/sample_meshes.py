@@ -1,4 +1,4 @@
-"""Mesh work behind the sample objects: read a furniture archive, bake one texture, decimate, write compact OBJ files."""
+"""Mesh work behind the sample objects: read an archive, bake one texture, decimate, write compact OBJ files."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def decimate(mesh: TexturedMesh, face_count: int, seed: int) -> TexturedMesh:
 
 def _sample(
     mesh: TexturedMesh, count: int, generator: np.random.Generator
-) -> tuple[Int[np.ndarray, n], Float[np.ndarray, "n 3"]]:
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n 3"]]:
     """Faces and barycentric weights of points spread evenly over the surface, at least one per face."""
     area = mesh.geometry().area_faces
     drawn = generator.choice(len(area), size=count, p=area / area.sum())
@@ -170,7 +170,7 @@ def _sample(
     return faces, generator.dirichlet(np.ones(3), size=len(faces))
 
 
-def _charts(mesh: TexturedMesh) -> Int[np.ndarray, f]:
+def _charts(mesh: TexturedMesh) -> Int[np.ndarray, " f"]:
     """Label of the texture chart of every face: faces that share a vertex with the same texture coordinate."""
     keys = np.concatenate((mesh.faces.reshape(-1, 1), np.round(mesh.corner_uv.reshape(-1, 2) * 1e5)), axis=1)
     corner = np.unique(keys, axis=0, return_inverse=True)[1].reshape(-1, 3)

@@ -91,7 +91,7 @@ def test_jpeg_is_close_and_rewriting_replaces(scene: Observation, tmp_path: Path
 
 def test_depth_out_of_range_leaves_nothing(scene: Observation, tmp_path: Path) -> None:
     far = replace(scene.views[0], depth=np.full((HEIGHT, WIDTH), 70.0, np.float32))
-    with pytest.raises(AfieldError, match="70.0 m does not fit"):
+    with pytest.raises(AfieldError, match=r"70\.0 m does not fit"):
         write_capture(Observation((far,)), tmp_path / "far")
     assert list(tmp_path.iterdir()) == []
 
@@ -272,7 +272,8 @@ def write_kinect(scene: Observation, root: Path) -> Path:
     w, x, y, z = matrix_to_quat_wxyz(T_camera0_world[:3, :3]).tolist()
     px, py, pz = T_camera0_world[:3, 3].tolist()
     (root / "camera" / "transform.yaml").write_text(
-        f"# pose:\n#   position:\n#     x: 9\ncam2base: '[[ 1 0 0 0]'\npose:\n  position:\n    x: {px}\n    y: {py}\n    z: {pz}\n"
+        "# pose:\n#   position:\n#     x: 9\ncam2base: '[[ 1 0 0 0]'\n"
+        f"pose:\n  position:\n    x: {px}\n    y: {py}\n    z: {pz}\n"
         f"  orientation:\n    x: {x}\n    y: {y}\n    z: {z}\n    w: {w}\n"
     )
     return capture
@@ -420,7 +421,7 @@ def test_damaged_record3d_metadata(scene: Observation, tmp_path: Path, change: d
 def test_truncated_record3d(scene: Observation, tmp_path: Path) -> None:
     write_r3d(scene, tmp_path / "take.r3d")
     cut(tmp_path / "take.r3d")
-    with pytest.raises(AfieldError, match="not a complete .r3d file"):
+    with pytest.raises(AfieldError, match=r"not a complete .r3d file"):
         read_capture(tmp_path / "take.r3d")
 
 

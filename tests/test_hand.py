@@ -27,7 +27,7 @@ MJCF = """
  <body name="mount" pos="0 0 .1" euler="0 .4 0"><joint name="swivel" axis="0 0 1" range="-1 1"/><geom size=".02"/>
   <body name="palm" pos=".01 .02 .05" quat=".9 .1 .3 .2">
    <joint name="wrist" pos="0 0 -.02" axis="1 0 0" range="-.5 .5"/>
-   <geom name="palmbox" type="box" size=".04 .03 .01"/>
+   <geom name="palmbox" type="box" size=".04 .03 .01" contype="2" conaffinity="4"/>
    <geom name="skin" type="box" size=".05 .05 .02" contype="0" conaffinity="0"/>
    <body name="a1" pos=".04 0 .01" euler="0 0 .2">
     <joint name="ja" pos="0 .003 0" axis="0 1 1" range="-.2 1.5" ref=".1"/>
@@ -143,8 +143,6 @@ def test_fixed_joints_are_welded_where_the_original_file_has_them(toy: Hand, tmp
     poses = toy.link_poses(toy.join(torch.eye(4), joints))
     palm = data.body("palm")
     for link, pose in zip(toy.link_names, poses, strict=True):
-        if link == "mount":  # it swivels in the file, but is the origin of the hand that was cut out
-            continue
         expected = palm.xmat.reshape(3, 3).T @ (data.body(link).xpos - palm.xpos)
         np.testing.assert_allclose(pose[:3, 3].numpy(), expected, atol=1e-6)
 
@@ -344,6 +342,8 @@ def test_fingerprint_follows_the_kinematics(toy: Hand, tmp_path: Path) -> None:
     assert hand_from_file(write_hand(tmp_path, palm_center=[0, 0, 0.02])).fingerprint == toy.fingerprint
     assert toy.to(dtype=torch.float64).fingerprint == toy.fingerprint
     assert hand_from_file(write_hand(tmp_path, fixed={"swivel": 0.3, "wrist": -0.1})).fingerprint != toy.fingerprint
+    (tmp_path / "wider.xml").write_text(MJCF.replace('range="0 .03"', 'range="0 .04"'))
+    assert hand_from_file(write_hand(tmp_path, file="wider.xml")).fingerprint != toy.fingerprint
     order = ["jc", "slide", "jb", "ja"]
     other = hand_from_file(write_hand(tmp_path, joints=order))
     assert other.joint_names == tuple(order)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,10 +112,10 @@ def test_an_object_that_falls_is_an_error() -> None:
 
     crowded = [
         PlacedObject(SAMPLES / "objects" / "wine_bottle"),
-        PlacedObject(SAMPLES / "objects" / "milk", (0.02, 0.0)),
+        PlacedObject(SAMPLES / "objects" / "teddy", (0.0, 0.0)),
     ]
     with pytest.raises(AfieldError, match="leans by"):
-        settle(crowded, RenderConfig(settle_time=1.0))
+        settle(crowded, RenderConfig(settle_time=1.0, max_tilt=3.0))
 
 
 def test_unknown_table_names_the_valid_ones() -> None:
@@ -125,22 +125,25 @@ def test_unknown_table_names_the_valid_ones() -> None:
         table_texture("marble", 0)
 
 
-def test_rendering_twice_gives_the_same_picture() -> None:
-    """Needs a headless OpenGL (EGL or OSMesa), so machines without one skip it."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
-    from afield.capture.rendered import PlacedObject, RenderConfig, render_capture
+RENDER = """
+import sys
+from pathlib import Path
+from afield.capture.rendered import PlacedObject, RenderConfig, render_capture
 
-    config = RenderConfig(width=160, height=90, shadow_samples=1, settle_time=0.2)
-    placed = [PlacedObject(SAMPLES / "objects" / "hammer")]
-    try:
-        first, second = (render_capture("hammer", placed, config, masks=True) for _ in range(2))
-    except Exception as error:
-        if re.search("EGL|OpenGL|GL|OSMesa|attribute", f"{type(error)} {error}"):
-            pytest.skip(f"no headless OpenGL here: {error}")
-        raise
-    for a, b in zip(first.views, second.views, strict=True):
-        np.testing.assert_array_equal(a.color, b.color)
-        np.testing.assert_array_equal(a.depth, b.depth)
-        assert a.mask is not None
-        assert 20 < a.mask.sum() < 2000
-    assert check_capture(first).statistics.plane_tilt == pytest.approx(0, abs=1)
+config = RenderConfig(width=160, height=90, shadow_samples=1, settle_time=0.2)
+placed = [PlacedObject(Path(sys.argv[1]) / "objects" / "hammer")]
+for view in render_capture("hammer", placed, config, masks=True).views:
+    assert 20 < view.mask.sum() < 2000
+    assert abs(view.depth[45, 80] - 1.19) < 0.05
+    assert view.color.std() > 5
+print("rendered")
+"""
+
+
+@pytest.mark.slow
+def test_rendering() -> None:
+    """In its own process: MuJoCo chooses its OpenGL on its first import. Machines without headless OpenGL skip it."""
+    done = subprocess.run([sys.executable, "-c", RENDER, str(SAMPLES)], capture_output=True, text=True, check=False)
+    if "headless OpenGL" in done.stderr:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    assert done.stdout.strip() == "rendered", done.stderr

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ from afield.view.panels import (
     section_planes,
 )
 from afield.view.report import write_report
-from afield.view.stage import Stage, stage_for
+from afield.view.stage import Stage, stages_for
 
 GRIPPER = """<mujoco><worldbody><body name="arm"><geom type="box" size=".05 .05 .3" pos="0 0 -.3"/>
 <body name="palm"><geom type="box" size=".04 .01 .04"/>
@@ -126,7 +127,8 @@ def panels(hand: Hand, demonstration: Demonstration, grasp: Grasp) -> ReportPane
         for name in ("attention", "sparsedff")
     ]
     frames = (np.zeros((8, 12, 3), np.uint8), np.full((8, 12, 3), 200, np.uint8))
-    return ReportPanels((attention,), tuple(sections), frames)
+    colors = (torch.rand(200, 3), torch.rand(300, 3))
+    return ReportPanels((attention,), tuple(sections), colors, frames)
 
 
 def inputs(hand: Hand, demonstration: Demonstration, grasp: Grasp, panels: ReportPanels | None = None) -> dict:
@@ -269,9 +271,22 @@ def test_camera_turns_with_the_hand(hand: Hand) -> None:
     points = hand.sample_surface(20, seed=0)
     quarter = torch.tensor([[0.0, -1.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
     pose, joints = hand.split(beta)
-    first = stage_for(scene, hand, points, beta).direction
-    second = stage_for(scene, hand, points, hand.join(quarter @ pose, joints)).direction
-    torch.testing.assert_close(quarter[:3, :3] @ first, second)
+    first = stages_for(hand, points, [(scene, beta)])[0]
+    turned = replace(scene, points=scene.points @ quarter[:3, :3].T)
+    second = stages_for(hand, points, [(turned, hand.join(quarter @ pose, joints))])[0]
+    torch.testing.assert_close(quarter[:3, :3] @ first.direction, second.direction)
+
+
+def test_the_camera_avoids_what_hides_the_hand(hand: Hand) -> None:
+    beta, points = make_beta(hand), hand.sample_surface(60, seed=0)
+    bare = make_scene("a", 50)
+    before = stages_for(hand, points, [(bare, beta)])[0].direction
+    grid = torch.cartesian_prod(torch.linspace(-0.15, 0.15, 61), torch.linspace(-0.15, 0.15, 61))
+    middle, across = hand.place(points, beta).mean(dim=0), Stage(bare.points, before, None).axes
+    wall = middle + 0.15 * before + grid[:, :1] * across[0] + grid[:, 1:] * across[1]
+    blocked = Scene(wall, wall, wall, wall, bare.source, None, "wall")
+    after = stages_for(hand, points, [(blocked, beta)])[0].direction
+    assert float(before @ after) < 0.9
 
 
 def test_the_nearer_thing_is_seen() -> None:
@@ -363,6 +378,15 @@ def test_report_without_extras_leaves_their_sections_out(
     assert page_json(text)["sections"] == []
 
 
+def test_no_name_can_end_the_script(
+    tmp_path: Path, hand: Hand, demonstration: Demonstration, grasp: Grasp, panels: ReportPanels
+) -> None:
+    odd = ReportPanels((replace(panels.attention[0], label="</script>"),))
+    write_report(tmp_path / "report.html", **inputs(hand, demonstration, grasp, odd))
+    text = (tmp_path / "report.html").read_text()
+    assert page_json(text)["attention"][0]["demo"]["label"] == "</script>"
+
+
 def test_a_failed_grasp_says_why(tmp_path: Path, hand: Hand, demonstration: Demonstration, grasp: Grasp) -> None:
     page = tmp_path / "report.html"
     failed = {**PASSED, "success": False, "failure": "it slipped 7 cm along <x>."}
@@ -374,7 +398,7 @@ def test_conditions_are_judged_by_their_own_limits() -> None:
     from afield.view.verdict import conditions
 
     rows = conditions({**PASSED, "initial_penetration": 0.0123, "lift_height": 0.04})
-    assert [row.passed for row in rows] == [False, False, True]
+    assert [row.passed for row in rows] == [False, False, None]  # a push says nothing about an object on the table
     assert (rows[0].measured, rows[0].limit) == ("1.23 cm", "≤ 1 cm")
     assert (rows[2].measured, rows[2].limit) == ("1.2 cm, 2.9°", "≤ 5 cm, 15°")
 

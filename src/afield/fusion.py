@@ -1,7 +1,8 @@
-"""From an observation to a scene: back-projection, table removal, pruning, down-sampling, and features fused over views."""
+"""From an observation to a scene: back-projection, table removal, pruning, down-sampling, features fused over views."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,14 +10,22 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
 from torch import Tensor
+from torch.nn import functional
 
 from afield.errors import AfieldError
 from afield.observation import Observation, View
 from afield.perception.crops import view_features
 from afield.perception.features import FeatureExtractor
-from afield.scene import FeatureSource, Plane, Scene, farthest_points
+from afield.scene import FeatureSource, Plane, Scene, Views, estimate_normals, farthest_points, find_plane, inliers
+
+Box = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Lowest and highest corner in metres, world frame."""
+
+MINIMUM = 100
+"""Fewer points than this are no scene."""
+SEEN_THROUGH = 0.05
+"""Depths that differ by more than this many metres contradict each other; sensor noise stays below it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +36,7 @@ class SceneConfig:
     """Number of points that are kept."""
     mask: Literal["auto", "always", "never"] = "auto"
     """Use the views' masks: where all views have one (auto), always, or never."""
-    workspace: tuple[tuple[float, float, float], tuple[float, float, float]] | None = None
+    workspace: Box | None = None
     """Lowest and highest corner of the box that counts, in metres; None keeps everything."""
     remove_table: bool = True
     """Find the supporting plane and remove it and everything below it."""
@@ -47,6 +56,9 @@ class SceneConfig:
     """A point whose neighbours are farther than the median by this many deviations is an outlier."""
     visible: float = 0.01
     """A point is seen by a view if the view's depth agrees with its own to this many metres."""
+    disagreement: float = 0.25
+    """An error, not a scene, if a view sees through more than this share of the other views' points: then a camera is
+    wrong."""
 
 
 def build_scene(
@@ -78,23 +90,69 @@ def build_scene(
     cloud = fuse_cloud(observation, config, seed=seed)
     keep = farthest_points(cloud.points, config.points, seed=seed)
     points, normals, colors = cloud.points[keep], cloud.normals[keep], cloud.colors[keep]
-    per_view, weight = point_view_features(
-        observation, points, normals, extractor, config, cache=cache, progress=progress
-    )
-    features = (per_view * weight[..., None]).sum(dim=0)
-    features = torch.nn.functional.normalize(features, dim=-1)
+    sight = _sight(observation, points, normals, config)
+    per_view = view_features(observation, sight.pixels, points, extractor, config.span, cache=cache, progress=progress)
+    features = functional.normalize((per_view * sight.weight[..., None]).sum(dim=0), dim=-1)
     source = FeatureSource(extractor.name, extractor.layer, extractor.resolution, config.span)
-    return Scene(points, features, colors, normals, source, cloud.table, observation.name)
+    views = Views(per_view.half(), sight.weight)
+    return Scene(points, features, colors, normals, source, cloud.table, observation.name, views)
+
+
+def build_view_features(
+    observation: Observation,
+    scene: Scene,
+    extractor: FeatureExtractor,
+    config: SceneConfig | None = None,
+    *,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> tuple[Float[Tensor, "v n c"], Bool[Tensor, "v n"]]:
+    """The features of a scene's points view by view, before fusion, for a refinement that learns from them.
+
+    Args:
+        observation: what the scene was built from.
+        scene: its points and normals are used.
+        extractor: the one that described the scene.
+        config: the one with which the scene was built.
+        cache: folder for image features; the user's cache folder if None.
+        progress: show a progress bar.
+
+    Returns:
+        Unit features of every point in every view, and whether the view really sees the point. Where it does not, the
+        features are those of whatever lies in front.
+    """
+    config = config or SceneConfig()
+    sight = _sight(observation, scene.points, scene.normals, config)
+    features = view_features(
+        observation, sight.pixels, scene.points, extractor, config.span, cache=cache, progress=progress
+    )
+    return features, sight.seen
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """A fused cloud before features."""
+    """A fused cloud before down-sampling and features."""
 
     points: Float[Tensor, "m 3"]
+    """Metres, world frame."""
     colors: Float[Tensor, "m 3"]
+    """RGB, 0 to 1."""
     normals: Float[Tensor, "m 3"]
+    """Unit vectors towards the cameras."""
     table: Plane | None
+    """The supporting plane, where one was seen."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Points with colors and the camera center that saw each of them."""
+
+    points: Float[Tensor, "n 3"]
+    colors: Float[Tensor, "n 3"]
+    centers: Float[Tensor, "n 3"]
+
+    def select(self, keep: Bool[Tensor, "n"]) -> _Part:
+        return _Part(self.points[keep], self.colors[keep], self.centers[keep])
 
 
 def fuse_cloud(observation: Observation, config: SceneConfig, *, seed: int = 0) -> Cloud:
@@ -105,116 +163,66 @@ def fuse_cloud(observation: Observation, config: SceneConfig, *, seed: int = 0) 
     """
     masked = _use_masks(observation, config)
     everything = [_back_project(view, config, masked=False) for view in observation.views]
+    _check_agreement(observation, everything, config)
     table = _find_table(observation, everything, config, seed, needed=config.remove_table and not masked)
     parts = [_back_project(view, config, masked=True) for view in observation.views] if masked else everything
-    points, colors, centers = (torch.cat([part[i] for part in parts]) for i in range(3))
-    keep = _inside(points, config.workspace)
+    cloud = _Part(*(torch.cat([getattr(part, name) for part in parts]) for name in ("points", "colors", "centers")))
+    keep = _inside(cloud.points, config.workspace)
     if table is not None and config.remove_table:
-        height = table.height(points)
+        height = table.height(cloud.points)
         keep &= (height > config.table_clearance) & (height < config.ceiling)
-    points, colors, centers = points[keep], colors[keep], centers[keep]
-    points, colors, centers = _merge_voxels(points, colors, centers, config.voxel)
-    if len(points) > config.neighbours:
-        inlier = inliers(points, config.neighbours, config.outlier)
-        points, colors, centers = points[inlier], colors[inlier], centers[inlier]
-    if len(points) < 100:
+    cloud = _merge_voxels(cloud.select(keep), config.voxel)
+    cloud = cloud.select(_confirmed(observation.views, cloud.points, config.visible))
+    if len(cloud.points) > config.neighbours:
+        cloud = cloud.select(inliers(cloud.points, config.neighbours, config.outlier))
+    if len(cloud.points) < MINIMUM:
         raise AfieldError(
-            f"Only {len(points)} points of '{observation.name}' are left after masks, workspace, table removal and pruning; "
-            "at least 100 are needed. Check depth units, masks and workspace with `afield capture check`."
+            f"Only {len(cloud.points)} points of '{observation.name}' are left after masks, workspace, table removal "
+            f"and pruning; at least {MINIMUM} are needed. Check depth units, masks and workspace with `afield capture "
+            "check`."
         )
-    return Cloud(points, colors, estimate_normals(points, centers), table)
+    return Cloud(cloud.points, cloud.colors, estimate_normals(cloud.points, cloud.centers), table)
 
 
-def point_view_features(
-    observation: Observation,
-    points: Float[Tensor, "n 3"],
-    normals: Float[Tensor, "n 3"],
-    extractor: FeatureExtractor,
-    config: SceneConfig,
-    *,
-    cache: Path | None = None,
-    progress: bool = True,
-) -> tuple[Float[Tensor, "v n c"], Float[Tensor, "v n"]]:
-    """Features of the points as every view sees them, and how much each view's word counts.
+def _confirmed(views: Sequence[View], points: Float[Tensor, "n 3"], tolerance: float) -> Bool[Tensor, "n"]:
+    """Points that no more views see through than see; the rest sees through a flying pixel of one view."""
+    through = _seen_through(views, points, 2 * tolerance).sum(dim=0)
+    seen = torch.zeros(len(points), dtype=torch.long)
+    for view in views:
+        pixel, depth = view.camera.project(points)
+        seen += (_look_up(view, pixel, depth) - depth).abs() < tolerance
+    return through <= seen.clamp_min(1)
 
-    Returns:
-        Unit features per view, and weights that sum to one over the views: the cosine between normal and viewing
-        direction where the view's depth agrees with the point, else zero. A point that no view confirms takes the view
-        whose depth comes closest.
+
+@dataclass(frozen=True)
+class _Sight:
+    """How the views see a set of points."""
+
+    pixels: list[Float[Tensor, "n 2"]]
+    seen: Bool[Tensor, "v n"]
+    weight: Float[Tensor, "v n"]
+
+
+def _sight(
+    observation: Observation, points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"], config: SceneConfig
+) -> _Sight:
+    """Where the points lie in each view, which views see them, and how much each view's word counts.
+
+    The weight is the cosine between normal and viewing direction where the view's depth agrees with the point's, else
+    zero; it sums to one over the views. A point that no view confirms takes the view whose depth comes closest.
     """
-    seen, pixels = [], []
+    seen, pixels, weights = [], [], []
     for view in observation.views:
         pixel, depth = view.camera.project(points)
-        measured, inside = _look_up(view, pixel)
-        facing = torch.nn.functional.normalize(view.camera.position - points, dim=-1)
+        measured = _look_up(view, pixel, depth)
+        facing = functional.normalize(view.camera.position - points, dim=-1)
         cosine = (facing * normals).sum(dim=-1).clamp_min(0.05)
-        gap = torch.where(inside & (measured > 0), (measured - depth).abs(), torch.inf)
-        seen.append(torch.where(gap < config.visible, cosine, 1e-6 / (1.0 + gap)))
+        gap = torch.where(measured > 0, (measured - depth).abs(), torch.inf)
+        seen.append(gap < config.visible)
+        weights.append(torch.where(gap < config.visible, cosine, 1e-6 / (1.0 + gap) + 1e-9))
         pixels.append(pixel)
-    weight = torch.stack(seen)
-    weight = weight / weight.sum(dim=0, keepdim=True).clamp_min(1e-12)
-    features = view_features(
-        observation, pixels, points, extractor, config.span, cache=cache, progress=progress
-    )
-    return features, weight
-
-
-def find_plane(
-    points: Float[Tensor, "n 3"], *, seed: int = 0, tolerance: float = 0.006, trials: int = 512
-) -> tuple[Plane, Bool[Tensor, "n"]] | None:
-    """The horizontal plane with most points, by RANSAC.
-
-    Args:
-        points: metres, world frame with +Z up.
-        seed: of the trials.
-        tolerance: distance in metres up to which a point belongs to a plane.
-        trials: number of random triples of points.
-
-    Returns:
-        The plane, with its normal up, and which points belong to it; None if no plane within 30 degrees of the
-        horizontal holds a tenth of the points.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sample = points[torch.randint(len(points), (min(len(points), 8192),), generator=generator)]
-    triple = sample[torch.randint(len(sample), (trials, 3), generator=generator)]
-    normal = torch.linalg.cross(triple[:, 1] - triple[:, 0], triple[:, 2] - triple[:, 0])
-    normal = torch.nn.functional.normalize(normal, dim=-1)
-    normal = normal * torch.where(normal[:, 2:] < 0, -1.0, 1.0)
-    offset = (normal * triple[:, 0]).sum(dim=-1)
-    count = ((sample @ normal.T - offset).abs() < tolerance).sum(dim=0)
-    count = torch.where(normal[:, 2] > 0.866, count, 0)
-    best = int(count.argmax())
-    if int(count[best]) < 0.1 * len(sample):
-        return None
-    plane = Plane(normal[best], float(offset[best]))
-    for _ in range(3):  # least squares over the plane's own points
-        member = plane.height(points).abs() < tolerance
-        center = points[member].mean(dim=0)
-        _, _, axes = torch.linalg.svd((points[member] - center)[:: max(1, int(member.sum()) // 20000)], full_matrices=False)
-        up = axes[2] * torch.sign(axes[2, 2])
-        plane = Plane(up, float(up @ center))
-    return plane, plane.height(points).abs() < tolerance
-
-
-def inliers(points: Float[Tensor, "n 3"], neighbours: int, limit: float) -> Bool[Tensor, "n"]:
-    """Points whose mean distance to their neighbours is not unusually large."""
-    distance, _ = cKDTree(points.numpy()).query(points.numpy(), k=neighbours + 1, workers=-1)
-    mean = torch.from_numpy(distance[:, 1:].mean(axis=1))
-    median = mean.median()
-    deviation = 1.4826 * (mean - median).abs().median() + 1e-9
-    return mean < median + limit * torch.maximum(deviation, 0.3 * median)
-
-
-def estimate_normals(
-    points: Float[Tensor, "n 3"], centers: Float[Tensor, "n 3"], neighbours: int = 16
-) -> Float[Tensor, "n 3"]:
-    """Unit normals from the points' neighbours, turned towards the camera centres that saw them."""
-    _, index = cKDTree(points.numpy()).query(points.numpy(), k=min(neighbours, len(points)), workers=-1)
-    around = points[torch.from_numpy(index)]
-    around = around - around.mean(dim=1, keepdim=True)
-    _, axes = torch.linalg.eigh(around.transpose(1, 2) @ around)
-    normal = axes[:, :, 0]
-    return normal * torch.where(((centers - points) * normal).sum(dim=-1, keepdim=True) < 0, -1.0, 1.0)
+    weight = torch.stack(weights)
+    return _Sight(pixels, torch.stack(seen), weight / weight.sum(dim=0, keepdim=True))
 
 
 def _use_masks(observation: Observation, config: SceneConfig) -> bool:
@@ -228,10 +236,8 @@ def _use_masks(observation: Observation, config: SceneConfig) -> bool:
     return True
 
 
-def _back_project(
-    view: View, config: SceneConfig, *, masked: bool
-) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
-    """World points, colours and the camera centre of every good depth pixel of a view."""
+def _back_project(view: View, config: SceneConfig, *, masked: bool) -> _Part:
+    """Points of every depth pixel of a view that does not lie beside a depth step."""
     depth = view.depth
     good = depth > 0
     for axis in (0, 1):
@@ -246,17 +252,18 @@ def _back_project(
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = view.camera.backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
     colors = torch.from_numpy(view.color[rows, columns]).float() / 255
-    return points, colors, view.camera.position.expand(len(points), 3)
+    return _Part(points, colors, view.camera.position.expand(len(points), 3))
 
 
 def _find_table(
-    observation: Observation, parts: list[tuple[Tensor, Tensor, Tensor]], config: SceneConfig, seed: int, *, needed: bool
+    observation: Observation, parts: list[_Part], config: SceneConfig, seed: int, *, needed: bool
 ) -> Plane | None:
-    points = torch.cat([part[0] for part in parts])
+    points = torch.cat([part.points for part in parts])
     points = points[_inside(points, config.workspace)]
-    if len(points) < 100:
+    if len(points) < MINIMUM:
         raise AfieldError(
-            f"'{observation.name}' has only {len(points)} depth pixels (in the workspace); at least 100 are needed."
+            f"'{observation.name}' has only {len(points)} usable depth pixels in the workspace; at least {MINIMUM} are "
+            "needed."
         )
     found = find_plane(points[:: max(1, len(points) // 200_000)], seed=seed)
     if found is None and needed:
@@ -267,34 +274,59 @@ def _find_table(
     return found[0] if found else None
 
 
-def _inside(points: Float[Tensor, "n 3"], workspace: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Bool[Tensor, "n"]:
+def _inside(points: Float[Tensor, "n 3"], workspace: Box | None) -> Bool[Tensor, "n"]:
     if workspace is None:
         return torch.ones(len(points), dtype=torch.bool)
     low, high = torch.tensor(workspace[0]), torch.tensor(workspace[1])
     return ((points >= low) & (points <= high)).all(dim=-1)
 
 
-def _merge_voxels(
-    points: Float[Tensor, "n 3"], colors: Float[Tensor, "n 3"], centers: Float[Tensor, "n 3"], side: float
-) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m 3"], Float[Tensor, "m 3"]]:
-    """The mean point, colour and camera centre of every occupied voxel."""
-    if len(points) == 0:
-        return points, colors, centers
-    cell = torch.floor(points / side).long()
+def _merge_voxels(part: _Part, side: float) -> _Part:
+    """The mean point, color and camera center of every occupied voxel."""
+    if len(part.points) == 0:
+        return part
+    cell = torch.floor(part.points / side).long()
     cell = cell - cell.amin(dim=0)
     size = cell.amax(dim=0) + 1
     key = (cell[:, 0] * size[1] + cell[:, 1]) * size[2] + cell[:, 2]
     _, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
-    merged = []
-    for values in (points, colors, centers):
-        total = torch.zeros(len(count), 3).index_add_(0, inverse, values)
-        merged.append(total / count[:, None])
-    return merged[0], merged[1], merged[2]
+
+    def mean(values: Float[Tensor, "n 3"]) -> Tensor:
+        return torch.zeros(len(count), 3).index_add_(0, inverse, values) / count[:, None]
+
+    return _Part(mean(part.points), mean(part.colors), mean(part.centers))
 
 
-def _look_up(view: View, pixel: Float[Tensor, "n 2"]) -> tuple[Float[Tensor, "n"], Bool[Tensor, "n"]]:
-    """Depth at the nearest pixel, and whether the pixel lies in the picture."""
+def _look_up(view: View, pixel: Float[Tensor, "n 2"], depth: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    """The measured depth at the nearest pixel; 0 where there is none, outside the picture and behind the camera."""
     column, row = pixel[:, 0].round().long(), pixel[:, 1].round().long()
-    inside = (column >= 0) & (column < view.camera.width) & (row >= 0) & (row < view.camera.height)
-    depth = torch.from_numpy(view.depth).float()
-    return depth[row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)], inside
+    inside = (column >= 0) & (column < view.camera.width) & (row >= 0) & (row < view.camera.height) & (depth > 0)
+    row, column = row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)
+    measured = torch.from_numpy(view.depth)[row, column].to(depth)
+    return torch.where(inside, measured, 0.0)
+
+
+def _seen_through(views: Sequence[View], points: Float[Tensor, "n 3"], gap: float) -> Bool[Tensor, "v n"]:
+    """Whether a view measured something more than `gap` metres behind a point, which then cannot be there."""
+    found = []
+    for view in views:
+        pixel, depth = view.camera.project(points)
+        found.append(_look_up(view, pixel, depth) > depth + gap)
+    return torch.stack(found)
+
+
+def _check_agreement(observation: Observation, parts: list[_Part], config: SceneConfig) -> None:
+    """Refuse cameras that contradict each other: wrong intrinsics, poses or depth scale."""
+    shares = []
+    for view, part in zip(observation.views, parts, strict=True):
+        others = [other for other in observation.views if other is not view]
+        sample = part.points[:: max(1, len(part.points) // 4000)]
+        if others and len(sample):
+            shares.append((float(_seen_through(others, sample, SEEN_THROUGH).float().mean()), view.name))
+    if shares and max(shares)[0] > config.disagreement:
+        share, name = max(shares)
+        raise AfieldError(
+            f"'{observation.name}': {share:.0%} of the points of view '{name}' lie in front of what the other views see "
+            "there, so the views contradict each other; check intrinsics, camera poses and depth scale with "
+            "`afield capture check`."
+        )

@@ -46,6 +46,9 @@ __all__ = [
     "hand_names",
 ]
 
+_CONFIGURATION_ENTRIES = ("hand", "T_world_hand", "joints", "capture", "part", "comment")
+"""What a hand-configuration file may hold; the last three are notes for people."""
+
 
 @dataclass(frozen=True)
 class Hand:
@@ -285,8 +288,8 @@ def hand_configuration_from_json(path: Path, hand: Hand) -> Float[Tensor, "d"]:
     """
     content = read_json(path)
     for key in content:
-        if key not in ("hand", "T_world_hand", "joints", "capture", "part", "comment"):
-            raise AfieldError(unknown_name(key, ("hand", "T_world_hand", "joints", "capture", "part", "comment"), "entry", str(path)))
+        if key not in _CONFIGURATION_ENTRIES:
+            raise AfieldError(unknown_name(key, _CONFIGURATION_ENTRIES, "entry", str(path)))
     if content.get("hand", hand.name) != hand.name:
         raise AfieldError(
             f"{path} is a configuration of the hand '{content['hand']}', but the hand here is '{hand.name}'."

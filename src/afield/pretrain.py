@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from afield.artifacts import load_artifact, write_artifact_files, write_folder
 from afield.errors import AfieldError
-from afield.fields.attention import AttentionConfig, AttentionField, Decoder
+from afield.fields.attention import PRESETS, AttentionConfig, AttentionField, Decoder, Preset
 from afield.fields.base import Field
+from afield.fields.correspondence import KeypointConfig, cyclic_keypoints
 from afield.fields.geometric import GeometryField, WithGeometry
 from afield.fields.interpolated import InterpolatedField
 from afield.fields.prepare import Projection, center_features
+from afield.fields.refine import RefineConfig, Refiner, train_refiner
 from afield.geometry import quat_wxyz_to_matrix
-from afield.scene import FeatureSource, Scene, check_one_source, farthest_points
+from afield.scene import FeatureSource, Scene, check_one_source
 
 KINDS = ("dff", "sparsedff", "attention", "geometry")
 
@@ -35,16 +38,12 @@ class PretrainConfig:
     """Of Adam."""
     temperature: float = 0.07
     """tau of Eq. 6."""
-    neighbours: tuple[int, ...] = (1, 2, 5, 10, 20)
-    """Sizes k of the neighbourhoods that are tried for cyclic matches, smallest first."""
-    enough: int = 128
-    """The first k with this many keypoints is taken."""
-    fewest: int = 32
-    """Fewer keypoints than this are an error."""
-    most: int = 512
-    """More keypoints than this are thinned to well-spread ones."""
     jitter: tuple[float, float] = (0.01, 0.03)
     """Keypoint queries are moved by a random distance between these, in metres."""
+    keypoints: KeypointConfig = field(default_factory=KeypointConfig)
+    """How keypoints are found."""
+    refine: RefineConfig = field(default_factory=RefineConfig)
+    """The refinement of `sparsedff`."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +58,16 @@ class FieldModel:
     """The features it was made for."""
     decoder: Decoder | None = None
     """D_theta of Eq. 3."""
+    refiner: Refiner | None = None
+    """Of `sparsedff`; None where the training scenes did not know their views, then it equals `dff`."""
     losses: tuple[float, ...] = ()
     """Loss of every training step."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """Scenes, configuration, keypoints, seed."""
 
     def project(self, scene: Scene) -> Scene:
-        """The scene with features in the field's own space."""
-        return self.projection.apply(scene)
+        """The scene with features in the field's own space; `sparsedff` also drops doubtful points."""
+        return self.refiner.apply_to(scene) if self.refiner is not None else self.projection.apply(scene)
 
     def build(self, scene: Scene, *, geometry: bool = False) -> Field:
         """The field around a projected scene, with the geometry channel if asked for."""
@@ -90,17 +91,19 @@ class FieldModel:
     def describe(self) -> str:
         """One line for a person."""
         loss = f", loss {self.losses[0]:.2f} -> {self.losses[-1]:.2f}" if self.losses else ""
+        if self.kind == "sparsedff" and self.refiner is None:
+            loss = ", without refinement: the training scenes did not know their views"
         return f"{self.kind} field of {self.projection.basis.shape[1]} channels on {self.source}{loss}"
 
     def to(self, device: torch.device | str) -> FieldModel:
         """The field on another device."""
         projection = Projection(self.projection.mean.to(device), self.projection.basis.to(device))
-        decoder = None
-        if self.decoder is not None:
-            decoder = Decoder(self.decoder.channels, self.decoder.config)
-            decoder.load_state_dict(self.decoder.state_dict())
-            decoder = decoder.to(device).requires_grad_(False)
-        return replace(self, projection=projection, decoder=decoder)
+        return replace(
+            self,
+            projection=projection,
+            decoder=None if self.decoder is None else deepcopy(self.decoder).to(device),
+            refiner=None if self.refiner is None else deepcopy(self.refiner).to(device),
+        )
 
     def save(self, folder: Path) -> None:
         """Write the field as an artifact folder."""
@@ -110,9 +113,10 @@ class FieldModel:
         """Write the files into an existing folder; for use inside `write_folder`."""
         tensors = {"mean": self.projection.mean, "basis": self.projection.basis, "losses": torch.tensor(self.losses)}
         header: dict[str, Any] = {"kind": self.kind, "source": asdict(self.source), "provenance": self.provenance}
-        if self.decoder is not None:
-            tensors |= {f"decoder.{name}": value for name, value in self.decoder.state_dict().items()}
-            header["decoder"] = asdict(self.decoder.config)
+        for name, network in (("decoder", self.decoder), ("refiner", self.refiner)):
+            if network is not None:
+                tensors |= {f"{name}.{key}": value for key, value in network.state_dict().items()}
+                header[name] = asdict(network.config)
         write_artifact_files(folder, "field", tensors, header)
 
     @classmethod
@@ -124,19 +128,34 @@ class FieldModel:
         mean, basis = tensors["mean"], tensors["basis"]
         if basis.ndim != 2 or mean.shape != basis.shape[:1]:
             raise AfieldError(f"{folder}: mean {tuple(mean.shape)} and basis {tuple(basis.shape)} do not fit together.")
-        decoder = None
-        if "decoder" in header:
-            decoder = Decoder(basis.shape[1], AttentionConfig(**header["decoder"]))
-            state = {name.removeprefix("decoder."): t for name, t in tensors.items() if name.startswith("decoder.")}
-            expected = {name: tuple(t.shape) for name, t in decoder.state_dict().items()}
-            found = {name: tuple(t.shape) for name, t in state.items()}
-            if expected != found:
-                raise AfieldError(f"{folder}: the decoder has tensors {found}, but {basis.shape[1]} channels need {expected}.")
-            decoder.load_state_dict(state)
-            decoder.requires_grad_(False)
+        decoder = refiner = None
+        try:
+            if "decoder" in header:
+                decoder = Decoder(basis.shape[1], AttentionConfig(**header["decoder"]))
+            if "refiner" in header:
+                refiner = Refiner(basis.shape[0], RefineConfig(**header["refiner"]))
+        except TypeError as error:
+            raise AfieldError(f"{folder} describes a network that this release does not know: {error}.") from error
+        for name, network in (("decoder", decoder), ("refiner", refiner)):
+            if network is not None:
+                _load_network(network, name, tensors, f"{folder}: {basis.shape[0]} raw and {basis.shape[1]} own channels")
         losses = tuple(tensors["losses"].tolist()) if "losses" in tensors else ()
         source = FeatureSource.from_header(header, str(folder))
-        return cls(header["kind"], Projection(mean, basis), source, decoder, losses, header.get("provenance", {}))
+        return cls(header["kind"], Projection(mean, basis), source, decoder, refiner, losses, header.get("provenance", {}))
+
+
+def _load_network(network: torch.nn.Module, name: str, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Fill a network from an artifact's tensors, after their shapes were compared."""
+    state = {key.removeprefix(f"{name}."): value for key, value in tensors.items() if key.startswith(f"{name}.")}
+    expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if expected != found:
+        wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))[0]
+        raise AfieldError(
+            f"{where} need a {name} whose '{wrong}' has shape {expected.get(wrong)}, but it has {found.get(wrong)}."
+        )
+    network.load_state_dict(state)
+    network.requires_grad_(False)
 
 
 def train_field(
@@ -153,9 +172,10 @@ def train_field(
     """Make a field from a few scenes without demonstrations.
 
     Args:
-        scenes: with raw features. `attention` needs two to four; the other kinds only fit their projection to them.
+        scenes: with raw features. `attention` needs two or more (the paper takes two to four); `sparsedff` learns its
+            refinement from one or more; the other kinds only fit their projection.
         kind: dff, sparsedff, attention or geometry.
-        preset: of the attention field, default or faithful.
+        preset: of the attention field, default, faithful or block.
         channels: length of the projected features.
         steps: Adam steps, if not the configured ones.
         config: see `PretrainConfig`.
@@ -167,8 +187,8 @@ def train_field(
     """
     if kind not in KINDS:
         raise AfieldError(f"There is no field of kind '{kind}'; choose one of {', '.join(KINDS)}.")
-    if preset not in ("default", "faithful"):
-        raise AfieldError(f"There is no preset '{preset}' of the attention field; choose default or faithful.")
+    if preset not in PRESETS:
+        raise AfieldError(f"There is no preset '{preset}' of the attention field; choose one of {', '.join(PRESETS)}.")
     if not scenes:
         raise AfieldError("A field needs at least one scene.")
     config = config or PretrainConfig()
@@ -176,94 +196,65 @@ def train_field(
     check_one_source(scenes)
     projection = Projection.fit(scenes, channels)
     provenance: dict[str, Any] = {"scenes": [scene.name for scene in scenes], "seed": seed}
-    if kind != "attention":
-        return FieldModel(kind, projection, scenes[0].source, provenance=provenance)
+    generator = torch.Generator().manual_seed(seed)
+    model = FieldModel(kind, projection, scenes[0].source, provenance=provenance)
+    if kind == "attention":
+        return _train_attention(model, scenes, cast(Preset, preset), config, generator, progress)
+    if kind == "sparsedff":
+        trained = train_refiner(scenes, replace(config.refine, channels=channels), generator, progress=progress)
+        if trained is not None:
+            return replace(model, refiner=trained[0], losses=tuple(trained[1]))
+    return model
+
+
+def _train_attention(
+    model: FieldModel,
+    scenes: Sequence[Scene],
+    preset: Preset,
+    config: PretrainConfig,
+    generator: torch.Generator,
+    progress: bool,
+) -> FieldModel:
+    """Find keypoints, train the decoder on them, and note how many keypoints find their counterparts before and after."""
     if len(scenes) < 2:
         raise AfieldError("The attention field is trained on correspondences between scenes; give at least two captures.")
-    generator = torch.Generator().manual_seed(seed)
-    keypoints, neighbours = cyclic_keypoints(scenes, config, generator)
-    prepared = [center_features(projection.apply(scene)) for scene in scenes]
-    architecture = AttentionConfig(preset=cast(Literal["default", "faithful"], preset))
-    decoder = Decoder(prepared[0].features.shape[-1], architecture, generator)
+    keypoints, neighbours = cyclic_keypoints(scenes, config.keypoints, generator)
+    prepared = [center_features(model.projection.apply(scene)) for scene in scenes]
+    decoder = Decoder(prepared[0].features.shape[-1], AttentionConfig(preset=preset), generator)
+    judge = generator.initial_seed()
+    before = _accuracy(decoder, prepared, keypoints, config, judge)
     losses = _train(decoder, prepared, keypoints, config, generator, progress)
-    provenance |= {"keypoints": len(keypoints[0]), "neighbours": neighbours, "config": asdict(config)}
-    return FieldModel(kind, projection, scenes[0].source, decoder.requires_grad_(False), tuple(losses), provenance)
-
-
-def cyclic_keypoints(
-    scenes: Sequence[Scene], config: PretrainConfig, generator: torch.Generator
-) -> tuple[list[Int[Tensor, "k"]], int]:
-    """Points that correspond to each other around a cycle of scenes (Fig. 2, left).
-
-    Neighbouring scenes of a random cycle are linked where two points are among each other's k nearest neighbours in feature
-    space; a chain of links that closes after all scenes is a keypoint. The smallest k with enough keypoints is taken.
-
-    Returns:
-        For every scene the indices of its keypoints, in corresponding order; and k.
-
-    Raises:
-        AfieldError: too few keypoints; it names the two scenes that agree least.
-    """
-    order = torch.randperm(len(scenes), generator=generator).tolist()
-    ring = [scenes[i] for i in order]
-    similar = [a.features @ b.features.T for a, b in zip(ring, ring[1:] + ring[:1], strict=True)]
-    chains = torch.empty(0, len(ring), dtype=torch.long)
-    links: list[Bool[Tensor, "n m"]] = []
-    neighbours = 0
-    for neighbours in config.neighbours:
-        links = [mutual_neighbours(s, neighbours) for s in similar]
-        chains = _close_chains(links, similar)
-        if len(chains) >= config.enough:
-            break
-    if len(chains) < config.fewest:
-        counts = [int(link.any(dim=1).sum()) for link in links]
-        worst = min(range(len(counts)), key=counts.__getitem__)
-        pair = f"'{ring[worst].name}' and '{ring[(worst + 1) % len(ring)].name}'"
-        raise AfieldError(
-            f"Only {len(chains)} keypoints correspond across the {len(ring)} scenes (at least {config.fewest} are needed); "
-            f"{pair} agree least, on {counts[worst]} points. Replace one of them by a more similar scene, or leave it out."
-        )
-    if len(chains) > config.most:
-        chains = chains[farthest_points(ring[0].points[chains[:, 0]], config.most)]
-    keypoints: list[Tensor] = [torch.empty(0)] * len(ring)
-    for place, index in enumerate(order):
-        keypoints[index] = chains[:, place]
-    return keypoints, neighbours
-
-
-def mutual_neighbours(similar: Float[Tensor, "n m"], k: int) -> Bool[Tensor, "n m"]:
-    """Which pairs are among each other's k most similar."""
-    forward = torch.zeros_like(similar, dtype=torch.bool).scatter_(1, similar.topk(k, dim=1).indices, True)
-    backward = torch.zeros_like(similar, dtype=torch.bool).scatter_(0, similar.topk(k, dim=0).indices, True)
-    return forward & backward
-
-
-def _close_chains(links: list[Bool[Tensor, "n m"]], similar: list[Float[Tensor, "n m"]]) -> Int[Tensor, "k i"]:
-    """One chain per point of the first scene: the most similar link at each step, kept if the last link leads back."""
-    chain = [torch.arange(len(links[0]))]
-    alive = torch.ones(len(links[0]), dtype=torch.bool)
-    for link, score in zip(links[:-1], similar[:-1], strict=True):
-        row = link[chain[-1]]
-        alive &= row.any(dim=1)
-        chain.append(torch.where(row, score[chain[-1]], -torch.inf).argmax(dim=1))
-    alive &= links[-1][chain[-1], chain[0]]
-    return torch.stack(chain, dim=1)[alive]
+    decoder.requires_grad_(False)
+    found = {
+        "keypoints": len(keypoints[0]),
+        "neighbours": neighbours,
+        "accuracy": {"untrained": before, "trained": _accuracy(decoder, prepared, keypoints, config, judge)},
+        "config": asdict(config),
+    }
+    return replace(model, decoder=decoder, losses=tuple(losses), provenance=model.provenance | found)
 
 
 def info_nce(features: Float[Tensor, "i k c"], temperature: float) -> Float[Tensor, ""]:
-    """Eq. 6: every keypoint's feature must resemble its counterpart in every other scene more than other keypoints.
+    """Eq. 6: every keypoint's feature must resemble its counterpart in every scene more than other keypoints.
 
-    As printed, the denominator runs over k' != k. The sums over keypoints and pairs of scenes are means here, which
-    changes the gradient's size only, and Adam does not see that.
+    As printed, the denominator runs over k' != k, and the sum over all i and j, which keeps keypoints of one scene apart
+    where i = j. The sums over pairs of scenes and keypoints are means here: that changes the gradient's size only, and Adam
+    does not see it.
     """
     unit = torch.nn.functional.normalize(features, dim=-1)
-    scenes, count, _ = unit.shape
     similar = torch.einsum("ikc,jlc->ijkl", unit, unit) / temperature
-    own = torch.eye(count, dtype=torch.bool, device=features.device)
+    own = torch.eye(unit.shape[1], dtype=torch.bool, device=features.device)
     positive = similar.diagonal(dim1=-2, dim2=-1)
     negative = similar.masked_fill(own, -torch.inf).logsumexp(dim=-1)
-    other = ~torch.eye(scenes, dtype=torch.bool, device=features.device)
-    return (negative - positive)[other].mean()
+    return (negative - positive).mean()
+
+
+def retrieval_accuracy(features: Float[Tensor, "i k c"]) -> float:
+    """Share of keypoints whose most similar keypoint in another scene is their counterpart."""
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    hit = torch.einsum("ikc,jlc->ijkl", unit, unit).argmax(dim=-1) == torch.arange(unit.shape[1], device=unit.device)
+    other = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
+    return float(hit[other].float().mean())
 
 
 def _train(
@@ -276,23 +267,43 @@ def _train(
 ) -> list[float]:
     """Adam on Eq. 6; every step turns the scenes and moves the keypoint queries off the surface."""
     optimizer = torch.optim.Adam(decoder.parameters(), lr=config.learning_rate)
-    hide = [torch.zeros(len(k), len(s.points), dtype=torch.bool) for s, k in zip(scenes, keypoints, strict=True)]
-    for mask, index in zip(hide, keypoints, strict=True):
-        # At distance zero a point would simply copy its own feature, which solves the loss without learning anything.
-        mask[torch.arange(len(index)), index] = True
     losses = []
     for _ in tqdm(range(config.steps), desc="pretrain", unit="step", disable=not progress):
-        outputs = []
-        for scene, index, mask in zip(scenes, keypoints, hide, strict=True):
-            turn = quat_wxyz_to_matrix(torch.nn.functional.normalize(torch.randn(4, generator=generator), dim=0))
-            points = (scene.points - scene.points.mean(dim=0)) @ turn.T
-            step = torch.nn.functional.normalize(torch.randn(len(index), 3, generator=generator), dim=-1)
-            low, high = config.jitter
-            reach = low + (high - low) * torch.rand(len(index), 1, generator=generator)
-            outputs.append(decoder(points, scene.features, points[index] + reach * step, mask))
-        loss = info_nce(torch.stack(outputs), config.temperature)
+        loss = info_nce(_aggregate(decoder, scenes, keypoints, config, generator), config.temperature)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return losses
+
+
+@torch.no_grad()
+def _accuracy(
+    decoder: Decoder, scenes: Sequence[Scene], keypoints: list[Int[Tensor, "k"]], config: PretrainConfig, seed: int
+) -> float:
+    return round(retrieval_accuracy(_aggregate(decoder, scenes, keypoints, config, torch.Generator().manual_seed(seed))), 4)
+
+
+def _aggregate(
+    decoder: Decoder,
+    scenes: Sequence[Scene],
+    keypoints: list[Int[Tensor, "k"]],
+    config: PretrainConfig,
+    generator: torch.Generator,
+) -> Float[Tensor, "i k c"]:
+    """Eq. 5 for turned scenes and queries near the keypoints.
+
+    At distance zero a point would simply copy its own feature, which solves the loss without learning anything; so queries
+    are moved off the surface, and do not see the point they came from.
+    """
+    outputs = []
+    for scene, index in zip(scenes, keypoints, strict=True):
+        turn = quat_wxyz_to_matrix(torch.nn.functional.normalize(torch.randn(4, generator=generator), dim=0))
+        points = (scene.points - scene.points.mean(dim=0)) @ turn.T
+        step = torch.nn.functional.normalize(torch.randn(len(index), 3, generator=generator), dim=-1)
+        low, high = config.jitter
+        reach = low + (high - low) * torch.rand(len(index), 1, generator=generator)
+        hide = torch.zeros(len(index), len(points), dtype=torch.bool)
+        hide[torch.arange(len(index)), index] = True
+        outputs.append(decoder(points, scene.features, points[index] + reach * step, hide))
+    return torch.stack(outputs)

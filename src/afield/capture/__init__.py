@@ -35,8 +35,8 @@ def read_capture(path: Path | str) -> Observation:
     """Read a capture of any supported layout, with the defaults of its reader.
 
     Args:
-        path: a folder with `capture.json`, a folder or file `transforms.json`, a COLMAP project or model, a recording in
-            SparseDFF's layout, or a `.r3d` file.
+        path: a folder with `capture.json`, a folder or file `transforms.json`, a COLMAP project or model, a
+            recording in SparseDFF's layout, or a `.r3d` file.
 
     Raises:
         AfieldError: nothing there, no known layout, or a damaged file.
@@ -60,6 +60,6 @@ def read_capture(path: Path | str) -> Observation:
     elif any(path.glob("*/depth.npy")):
         return read_kinect_capture(path)
     raise AfieldError(
-        f"{path} is no capture of a known layout: a folder with {CAPTURE_NAME}, transforms.json, a COLMAP model (cameras.bin "
-        "or cameras.txt), SparseDFF's <serial>/depth.npy, or a .r3d file."
+        f"{path} is no capture of a known layout: a folder with {CAPTURE_NAME}, transforms.json, a COLMAP model "
+        "(cameras.bin or cameras.txt), SparseDFF's <serial>/depth.npy, or a .r3d file."
     )

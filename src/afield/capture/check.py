@@ -52,8 +52,8 @@ class ViewStatistics:
     agreement: float
     """Share of the view's points that at least one other camera confirms; 1 for a single view."""
     contradiction: float
-    """Share of the view's points in sight of other cameras that these look through, over all points or over those that stand
-    on the dominant plane, whichever is larger; 0 for a single view."""
+    """Share of the view's points in sight of other cameras that these look through, over all points or over those that
+    stand on the dominant plane, whichever is larger; 0 for a single view."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +149,12 @@ def _view_statistics(view: View, agreement: float, contradiction: float) -> View
 
 
 def _compare(
-    views: Sequence[View], clouds: Sequence[Float[np.ndarray, "_ 3"]], standing: Sequence[Bool[np.ndarray, _]]
+    views: Sequence[View], clouds: Sequence[Float[np.ndarray, "_ 3"]], standing: Sequence[Bool[np.ndarray, " _"]]
 ) -> tuple[list[float], list[float], float | None]:
-    """Project every view's points into the other cameras: confirmed, hidden behind something, or in plain contradiction.
+    """Project every view's points into the other cameras: confirmed, hidden behind something, or contradicted.
 
-    A point behind the other camera's surface is merely hidden. A point in front of it contradicts: the other camera looks
-    through the place where the point should be.
+    A point behind the other camera's surface is merely hidden. A point in front of it contradicts: the other camera
+    looks through the place where the point should be.
     """
     if len(views) == 1:
         return [1.0], [0.0], None
@@ -184,8 +184,8 @@ def _compare(
 
 def _gap(
     view: View, points: Float[np.ndarray, "n 3"]
-) -> tuple[np.ndarray, Float[np.ndarray, n], Float[np.ndarray, n]]:
-    """Whether the camera has depth where each point falls; how far behind that depth the point lies; the depth there."""
+) -> tuple[np.ndarray, Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Whether the camera has depth where each point falls; how far the point lies behind it; the depth there."""
     pixels, depth = (value.numpy() for value in view.camera.project(torch.from_numpy(points).float()))
     inside = (depth > 1e-6) & (np.abs(pixels) < 1e6).all(axis=1)
     columns, rows = (np.round(np.where(inside, pixels[:, axis], -1)).astype(int) for axis in (0, 1))
@@ -243,8 +243,8 @@ def _depth_warnings(statistics: CaptureStatistics) -> list[str]:
         elif DEPTH_RANGE[0] <= view.median_depth * 1000 <= DEPTH_RANGE[1]:
             hint = "meters seem to have been read as millimeters (depth_scale 1)"
         warnings.append(
-            f"Wrong scale: the median depth of '{view.name}' is {view.median_depth:.4g} m, outside {DEPTH_RANGE[0]:g} to "
-            f"{DEPTH_RANGE[1]:g} m; {hint}."
+            f"Wrong scale: the median depth of '{view.name}' is {view.median_depth:.4g} m, outside "
+            f"{DEPTH_RANGE[0]:g} to {DEPTH_RANGE[1]:g} m; {hint}."
         )
     return warnings
 
@@ -258,8 +258,8 @@ def _pose_warnings(observation: Observation, statistics: CaptureStatistics) -> l
         depth = float(np.median(measured))
         if spread > 20 * depth or spread < 0.002 * depth:
             warnings.append(
-                f"Wrong scale: the cameras are up to {spread:.4g} m apart, but see surfaces {depth:.4g} m away; poses and "
-                "depth seem to have different units."
+                f"Wrong scale: the cameras are up to {spread:.4g} m apart, but see surfaces {depth:.4g} m away; "
+                "poses and depth seem to have different units."
             )
     if statistics.plane_tilt is not None and statistics.plane_tilt > MAX_TILT and statistics.plane_normal is not None:
         axis = _axis_name(statistics.plane_normal)
@@ -278,8 +278,8 @@ def _pose_warnings(observation: Observation, statistics: CaptureStatistics) -> l
     lonely = [view for view in statistics.views if view.valid_depth > 0 and view.agreement < MIN_OVERLAP]
     if lonely:
         warnings.append(
-            f"Little overlap: less than {MIN_OVERLAP:.0%} of what {', '.join(view.name for view in lonely)} sees is confirmed "
-            "by another camera."
+            f"Little overlap: less than {MIN_OVERLAP:.0%} of what {', '.join(view.name for view in lonely)} sees is "
+            "confirmed by another camera."
         )
     return warnings
 

@@ -1,4 +1,4 @@
-"""One HTML page about a capture: warnings, the cameras around the cloud, and every view with its numbers. Opens offline."""
+"""One HTML page about a capture: warnings, the cameras around the cloud, and every view with its numbers."""
 
 from __future__ import annotations
 
@@ -29,34 +29,7 @@ THUMBNAIL_WIDTH = 480
 PLOT_POINTS = 24000
 CAMERA_COLORS = ("#2563a8", "#d9822b", "#2a8f5b", "#b3446c", "#7a5bb5", "#8a6d3b", "#3b8a8a", "#666666")
 
-STYLE = """
-:root { --ink: #1c2430; --soft: #5d6876; --line: #dfe4ea; --paper: #ffffff; --ground: #f4f6f8; --good: #1f7a4d; --bad: #b3261e; }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 28px 24px 48px; }
-header { display: flex; align-items: baseline; gap: 14px; flex-wrap: wrap; }
-h1 { font-size: 26px; margin: 0; } h2 { font-size: 17px; margin: 32px 0 10px; }
-.pill { border-radius: 999px; padding: 3px 13px; color: #fff; font-weight: 600; font-size: 13px; }
-.pill.good { background: var(--good); } .pill.bad { background: var(--bad); }
-.note { color: var(--soft); margin: 2px 0 0; font-size: 13.5px; }
-ul.warnings { list-style: none; margin: 18px 0 0; padding: 0; display: grid; gap: 8px; }
-ul.warnings li { background: #fdf1f0; border-left: 5px solid var(--bad); border-radius: 6px; padding: 9px 14px; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(170px, 1fr)); gap: 10px; margin-top: 18px; }
-.tile, .card, .plot { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; }
-.tile { padding: 10px 14px; } .tile b { display: block; font-size: 21px; } .tile span { color: var(--soft); font-size: 13px; }
-.tile.bad b, td.bad { color: var(--bad); font-weight: 600; }
-.plot { padding: 6px; overflow: hidden; }
-.views { display: grid; grid-template-columns: repeat(auto-fit, minmax(540px, 1fr)); gap: 16px; }
-.card { padding: 14px 16px; border-top: 5px solid var(--mark); } .card h3 { margin: 0 0 8px; font-size: 16px; }
-.pictures { display: grid; grid-template-columns: 1fr 1fr; gap: 8px; }
-figure { margin: 0; } figure img { width: 100%; display: block; border-radius: 5px; background: #222; }
-figcaption { color: var(--soft); font-size: 12.5px; padding-top: 3px; }
-.bar { display: flex; align-items: center; gap: 6px; } .bar i { flex: 1; height: 8px; border-radius: 4px; }
-table { border-collapse: collapse; width: 100%; margin-top: 10px; font-size: 13px; font-variant-numeric: tabular-nums; }
-td { border-top: 1px solid var(--line); padding: 3px 0; white-space: nowrap; } td:nth-child(even) { text-align: right; padding-right: 14px; }
-td:last-child { padding-right: 0; }
-@media (max-width: 640px) { .views { grid-template-columns: 1fr; } }
-"""
+STYLE = Path(__file__).with_name("check_page.css")
 
 
 def write_check_page(observation: Observation, check: CaptureCheck, path: Path) -> None:
@@ -70,6 +43,7 @@ def write_check_page(observation: Observation, check: CaptureCheck, path: Path) 
     Raises:
         AfieldError: plotly is not installed, or the place cannot be written.
     """
+    style = STYLE.read_text(encoding="utf-8")
     cards = "".join(
         _card(view, statistics, CAMERA_COLORS[index % len(CAMERA_COLORS)])
         for index, (view, statistics) in enumerate(zip(observation.views, check.statistics.views, strict=True))
@@ -80,14 +54,15 @@ def write_check_page(observation: Observation, check: CaptureCheck, path: Path) 
     warnings = "".join(f"<li>{html.escape(warning)}</li>" for warning in check.warnings)
     content = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{name}: capture check</title><style>{STYLE}</style></head><body><main>
+<title>{name}: capture check</title><style>{style}</style></head><body><main>
 <header><h1>{name}</h1><span class="pill {"bad" if count else "good"}">{verdict}</span></header>
 <p class="note">Capture check by Afield. {_origin(observation)}</p>
 {f'<ul class="warnings">{warnings}</ul>' if count else ""}
 <div class="tiles">{_tiles(observation, check)}</div>
 <h2>Cameras and cloud</h2><div class="plot">{_plot(observation, check)}</div>
-<p class="note">Drag to turn, scroll to zoom. Every pyramid is a camera with its name; the short axes at the world origin are
-x (red), y (green) and z (blue, up), 10 cm each. The buttons color the points as photographed, by camera, or by height.</p>
+<p class="note">Drag to turn, scroll to zoom. Every pyramid is a camera with its name; the short axes at the
+world origin are x (red), y (green) and z (blue, up), 10 cm each. The buttons color the points as photographed, by
+camera, or by height.</p>
 <h2>Views</h2><div class="views">{cards}</div>
 </main></body></html>
 """
@@ -188,7 +163,8 @@ def _depth_legend(statistics: ViewStatistics) -> str:
     stops = cv2.applyColorMap(np.linspace(255, 0, 6).astype(np.uint8)[None], cv2.COLORMAP_VIRIDIS)[0, :, ::-1]
     gradient = ", ".join("rgb({}, {}, {})".format(*stop) for stop in stops)
     return (
-        f'<span class="bar">depth {statistics.near_depth:.2f} m <i style="background: linear-gradient(90deg, {gradient})"></i>'
+        f'<span class="bar">depth {statistics.near_depth:.2f} m '
+        f'<i style="background: linear-gradient(90deg, {gradient})"></i>'
         f" {statistics.far_depth:.2f} m</span>"
     )
 
@@ -212,8 +188,11 @@ def _plot(observation: Observation, check: CaptureCheck) -> str:
     heights = points[:, 2].round(4)
     low, high = np.percentile(heights, (1, 99.8)) if len(heights) else (0.0, 1.0)
     cloud = go.Scatter3d(
-        **_axes(points), mode="markers", marker={"size": 1.8, "color": photo}, hovertemplate="%{x:.3f}, %{y:.3f}, %{z:.3f} m<extra></extra>"
-    )  # fmt: skip
+        **_axes(points),
+        mode="markers",
+        marker={"size": 1.8, "color": photo},
+        hovertemplate="%{x:.3f}, %{y:.3f}, %{z:.3f} m<extra></extra>",
+    )
     size = _frustum_size(observation, points)
     traces: list[Any] = [cloud, *_world_axes(go)]
     for index, view in enumerate(observation.views):
@@ -249,9 +228,17 @@ def _plot(observation: Observation, check: CaptureCheck) -> str:
             "camera": {"eye": {"x": 1.15, "y": -1.35, "z": 0.75}, "center": {"x": 0, "y": 0, "z": -0.15}},
         },
         updatemenus=[
-            {"type": "buttons", "direction": "right", "x": 0.01, "y": 0.99, "xanchor": "left", "yanchor": "top", "buttons": buttons}
+            {
+                "type": "buttons",
+                "direction": "right",
+                "x": 0.01,
+                "y": 0.99,
+                "xanchor": "left",
+                "yanchor": "top",
+                "buttons": buttons,
+            }
         ],
-    )  # fmt: skip
+    )
     return figure.to_html(full_html=False, include_plotlyjs=True, config={"displaylogo": False, "responsive": True})
 
 
@@ -266,7 +253,7 @@ def _axes(points: Float[np.ndarray, "n 3"]) -> dict[str, Any]:
 
 
 def _ranges(observation: Observation, points: Float[np.ndarray, "n 3"]) -> list[list[float]]:
-    """Limits of the three axes, with room for the cameras' names, which are cut off at the edge of the plot otherwise."""
+    """Limits of the three axes, with room for the cameras' names, which are cut off at the edge otherwise."""
     centers = np.stack([view.camera.position.numpy() for view in observation.views])
     everything = np.concatenate((centers, points, np.zeros((1, 3))))
     low, high = everything.min(axis=0), everything.max(axis=0)
@@ -293,7 +280,7 @@ def _frustum(go: Any, view: View, size: float, color: str) -> list[Any]:
     rays = np.concatenate([np.stack([center, corner, gap]) for corner in corners])
     lines = np.concatenate([outline, gap[None], rays])
     return [
-        go.Scatter3d(**_axes(lines), mode="lines", line={"color": color, "width": 4}, hoverinfo="skip", connectgaps=False),
+        go.Scatter3d(**_axes(lines), mode="lines", line={"color": color, "width": 4}, hoverinfo="skip"),
         go.Scatter3d(
             **_axes(center[None]), mode="markers+text", text=[view.name], textposition="top center",
             textfont={"color": color, "size": 13}, marker={"size": 3.5, "color": color}, hoverinfo="text",

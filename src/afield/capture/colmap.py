@@ -67,7 +67,7 @@ def read_colmap_capture(
     model_folder = find_model(path)
     if model_folder is None:
         raise AfieldError(f"{path} holds no COLMAP model (cameras.bin or cameras.txt, also in sparse/0).")
-    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value if hasattr(pycolmap.logging, "FATAL") else 3
+    pycolmap.logging.minloglevel = 3  # only fatal messages; what fails is told as an AfieldError
     try:
         model = pycolmap.Reconstruction(str(model_folder))
         posed = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
@@ -182,8 +182,8 @@ def _measure_scale(model: Any, chosen: list[Any], depths: Path, depth_unit: floa
                 ratios.append(float(depth[y, x]) / z)
     if len(ratios) < MIN_SCALE_POINTS:
         raise AfieldError(
-            f"Only {len(ratios)} points of the COLMAP model {place} have measured depth (at least {MIN_SCALE_POINTS} are "
-            "needed to measure its scale); give the scale, in meters per unit."
+            f"Only {len(ratios)} points of the COLMAP model {place} have measured depth (at least "
+            f"{MIN_SCALE_POINTS} are needed to measure its scale); give the scale, in meters per unit."
         )
     factor = float(np.median(ratios))
     spread = float(np.median(np.abs(np.asarray(ratios) / factor - 1)))

@@ -45,7 +45,8 @@ def pinhole_view(
     height, width = color.shape[:2]
     if depth.shape != (height, width):
         raise AfieldError(
-            f"View '{name}': the depth image has {depth.shape[1]}x{depth.shape[0]} pixels, the color image {width}x{height}."
+            f"View '{name}': the depth image has {depth.shape[1]}x{depth.shape[0]} pixels, "
+            f"the color image {width}x{height}."
         )
     if not np.isfinite(intrinsics).all() or not all(np.isfinite(value) for value in distortion):
         raise AfieldError(f"View '{name}': intrinsics or distortion coefficients are not finite numbers.")
@@ -92,8 +93,8 @@ def resize_depth(
         return depth
     if abs(depth.shape[1] * height - depth.shape[0] * width) > 0.02 * depth.shape[0] * width:
         raise AfieldError(
-            f"The depth image {place} has {depth.shape[1]}x{depth.shape[0]} pixels, which does not have the proportions of "
-            f"its color image of {width}x{height}."
+            f"The depth image {place} has {depth.shape[1]}x{depth.shape[0]} pixels, which does not have the "
+            f"proportions of its color image of {width}x{height}."
         )
     return cv2.resize(depth, (width, height), interpolation=cv2.INTER_NEAREST)
 

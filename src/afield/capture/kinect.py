@@ -5,7 +5,8 @@
     CAPTURE/<serial>/intrinsic.npy    3 x 3
     CAPTURE/<serial>/distortion.npy   k1 k2 p1 p2 k3 k4 k5 k6, as OpenCV counts them
 
-`calibration.json` (written by multical) relates the cameras, `transform.yaml` the table to camera 0; the table is the world.
+`calibration.json` (written by multical) relates the cameras, `transform.yaml` the table to camera 0; the world is the
+table's frame.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def read_kinect_capture(
     Args:
         folder: the recording, with one folder per camera, named after its serial number.
         calibration: multical's `calibration.json`; looked for in `folder` and above, and in `camera/workspace` there.
-        table: `transform.yaml` with the pose of the table in camera 0; looked for likewise, and in `camera`. World = table.
+        table: `transform.yaml` with the pose of the table in camera 0; looked for likewise, and in `camera` there.
         serials: serial numbers in the order cam0, cam1, ... of the calibration. By default from `cameras.json`
             ({"cam0": "serial", ...}) beside the calibration, or those of the published recordings.
 

@@ -1,4 +1,4 @@
-"""Record3D recordings (`.r3d`): a zip of color, LZFSE-compressed depth and ARKit's poses, taken with an iPhone or iPad."""
+"""Record3D recordings (`.r3d`): a zip of color, LZFSE-compressed depth and ARKit's poses."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Z_UP_FROM_Y_UP = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 
 def read_record3d_capture(path: Path, *, max_views: int = 8, min_confidence: int = 1) -> Observation:
     """Read some frames of a Record3D recording.
 
-    Depth has fewer pixels than color and is enlarged by nearest pixel. Pixels that ARKit does not trust, and those without
-    a number (Record3D writes NaN there), count as missing.
+    Depth has fewer pixels than color and is enlarged by nearest pixel. Pixels that ARKit does not trust, and those
+    without a number (Record3D writes NaN there), count as missing.
 
     Args:
         path: the `.r3d` file.
@@ -130,12 +130,12 @@ def _unpack(
 def _intrinsics(metadata: dict[str, Any], index: int, width: int, height: int, place: str) -> Float[np.ndarray, "3 3"]:
     """K at the size of the color image; autofocus changes it from frame to frame, so the frame's own is preferred."""
     per_frame = metadata.get("perFrameIntrinsicCoeffs") or []
-    flat = metadata.get("K")
+    flat = metadata.get("K") or []
     try:
         if index < len(per_frame):
             fx, fy, cx, cy = (float(value) for value in per_frame[index])
         else:  # column by column
-            fx, fy, cx, cy = (float(np.ravel(flat)[position]) for position in (0, 4, 6, 7))
+            fx, fy, cx, cy = (float(flat[position]) for position in (0, 4, 6, 7))
     except (TypeError, ValueError, IndexError) as error:
         raise AfieldError(
             f"{place}: the metadata has no usable intrinsics ('perFrameIntrinsicCoeffs' or 'K')."
@@ -145,7 +145,7 @@ def _intrinsics(metadata: dict[str, Any], index: int, width: int, height: int, p
 
 
 def _pose(values: Any, place: str) -> Float[Tensor, "4 4"]:
-    """ARKit's pose qx qy qz qw tx ty tz of a camera with y up and z backward, as an OpenCV camera in a world with z up."""
+    """ARKit's pose qx qy qz qw tx ty tz (y up, z backward) as an OpenCV camera in a world with z up."""
     try:
         numbers = torch.tensor([float(value) for value in values], dtype=torch.float64)
     except (TypeError, ValueError) as error:

@@ -3,20 +3,28 @@
 The ground truth goes into `Observation.extra["simulation"]`, from where the grasp test rebuilds the same world.
 """
 
+# MuJoCo's stubs do not cover its compiled part.
+# pyright: reportAttributeAccessIssue=false
 from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
+
+if sys.platform == "linux" and not os.environ.get("DISPLAY"):
+    # MuJoCo picks its OpenGL when it is first imported, and without this it looks for a screen.
+    os.environ.setdefault("MUJOCO_GL", "egl")
+
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from afield.artifacts import read_json
 from afield.capture.images import read_color
@@ -96,7 +104,7 @@ def add_object(spec: mujoco.MjSpec, folder: Path, name: str) -> mujoco.MjsBody:
     try:
         if description.get("texture"):
             texture = read_color(Path(folder) / description["texture"])
-            material = _add_texture(spec, assets, f"{name}_texture", texture, repeat=1)
+            material = _add_texture(spec, assets, f"{name}_texture", texture)
         visual = f"{name}_visual.obj"
         assets[visual] = (Path(folder) / description["visual"]).read_bytes()
         spec.add_mesh(name=visual, file=visual, inertia=mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL)
@@ -185,7 +193,7 @@ def render_capture(
     generator = np.random.default_rng(config.seed)
     lamps = [generator.normal(size=2) * config.lamp_radius / 2 for _ in range(config.shadow_samples)]
     views = []
-    with mujoco.Renderer(model, config.height, config.width) as renderer:
+    with _renderer(model, config) as renderer:
         for index, camera in enumerate(_cameras(config)):
             color, depth, bodies = _photograph(renderer, model, data, index, lamps)
             mask = bodies == target_body if masks else None
@@ -203,6 +211,17 @@ def render_capture(
         ],
     }
     return Observation(tuple(views), name=name, extra={"simulation": truth})
+
+
+def _renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Renderer:
+    try:
+        return mujoco.Renderer(model, config.height, config.width)
+    except Exception as error:  # each OpenGL binding has its own exceptions
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise AfieldError(
+            f"Rendering needs a headless OpenGL, but MuJoCo found none ({reason[0]}); install libegl1 or "
+            "libosmesa6 and set MUJOCO_GL to egl or osmesa before Python starts."
+        ) from error
 
 
 def _path_text(folder: Path, relative_to: Path | None) -> str:
@@ -262,7 +281,7 @@ def _world(objects: Sequence[PlacedObject], config: RenderConfig) -> tuple[mujoc
     )
     assets: dict[str, bytes] = {}
     half = config.table_size / 2
-    material = _add_texture(spec, assets, "table", table_texture(config.table, config.seed), repeat=1)
+    material = _add_texture(spec, assets, "table", table_texture(config.table, config.seed))
     spec.assets = assets
     spec.worldbody.add_geom(
         name="table",
@@ -307,13 +326,11 @@ def _add_camera(spec: mujoco.MjSpec, name: str, camera: Camera, config: RenderCo
     spec.worldbody.add_camera(name=name, pos=camera.position.tolist(), quat=quat_wxyz, fovy=config.fov)
 
 
-def _add_texture(
-    spec: mujoco.MjSpec, assets: dict[str, bytes], name: str, image: UInt8[np.ndarray, "h w 3"], repeat: float
-) -> str:
+def _add_texture(spec: mujoco.MjSpec, assets: dict[str, bytes], name: str, image: UInt8[np.ndarray, "h w 3"]) -> str:
     """Add an image as texture and material, both called `name`; MuJoCo itself reads PNG but no JPEG."""
     assets[f"{name}.png"] = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
     spec.add_texture(name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, file=f"{name}.png")
-    material = spec.add_material(name=name, texrepeat=[repeat, repeat], specular=0.2, shininess=0.2)
+    material = spec.add_material(name=name, specular=0.2, shininess=0.2)
     material.textures[mujoco.mjtTextureRole.mjTEXROLE_RGB] = name
     return name
 
@@ -339,7 +356,7 @@ def _photograph(
     data: mujoco.MjData,
     index: int,
     lamps: Sequence[Float[np.ndarray, 2]],
-) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
     """Color with soft shadows, depth in meters, and the body id of every pixel (-1 on none) for camera `index`."""
     option = mujoco.MjvOption()
     option.geomgroup[:] = 0

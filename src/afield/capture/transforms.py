@@ -30,10 +30,11 @@ def read_transforms_capture(
 
     Args:
         path: the file, or its folder.
-        depth_unit: meters per unit of the depth images. By default `depth_unit_scale_factor` or `integer_depth_scale` of
-            the file, else 0.001, nerfstudio's default.
-        undo_applied_transform: go back to the world before nerfstudio turned it. By default the poses are taken as written,
-            because nerfstudio turns the world such that +z is up. An `applied_scale` is always undone: depth is metric.
+        depth_unit: meters per unit of the depth images. By default `depth_unit_scale_factor` or `integer_depth_scale`
+            of the file, else 0.001, nerfstudio's default.
+        undo_applied_transform: go back to the world before nerfstudio turned it. By default the poses are taken as
+            written, because nerfstudio turns the world such that +z is up. An `applied_scale` is always undone,
+            because depth is metric.
         max_views: read at most so many frames, evenly spaced.
 
     Raises:

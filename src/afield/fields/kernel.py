@@ -49,9 +49,12 @@ class FieldKernel:
         exact = points.double() - self.center.double()
         # [x, 1, |x|^2] times this table is the squared distance; double precision because the terms cancel.
         self._table = torch.cat((-2 * exact.T, exact.square().sum(dim=-1)[None], torch.ones_like(exact.T[:1])))
-        self._moments = torch.cat((centered, torch.ones_like(centered[:, :1])), dim=-1)
+        # Kept as [4, n] and used transposed: the product with so few columns is five times faster in this layout.
+        self._moments = torch.cat((centered.T, torch.ones_like(centered.T[:1])))
+        self._columns = features.T.contiguous()
         self._free: list[tuple[Tensor, ...]] = []
         self._scratch: tuple[Tensor, ...] = ()
+        self._exact: Tensor | None = None
 
     def __call__(self, points: Float[Tensor, "q 3"]) -> Float[Tensor, "q c"]:
         """Features at world points, differentiable in the points."""
@@ -101,25 +104,24 @@ class FieldKernel:
         for rows, part in zip(self._blocks(len(points)), interpolated, strict=True):
             x, inverse, weights = points[rows] - self.center, *(buffer[rows] for buffer in keep.buffers)
             pairs, spare = (buffer[: len(x)] for buffer in self._space(points))
-            torch.mm(gradient[rows], self.features.T, out=pairs)
+            torch.mm(gradient[rows], self._columns, out=pairs)
             pairs.sub_((gradient[rows] * output[rows]).sum(dim=-1, keepdim=True)).mul_(weights)
-            direct = None
-            if self.projections is None:
-                pairs.mul_(inverse)
-            else:
+            direct, slope = torch.zeros_like(x), 1.0
+            if self.projections is not None:
                 p = self.projections
                 query_gradient = pairs @ p.keys
                 direct = query_gradient @ p.position.T
-                query_gradient /= inverse.sum(dim=-1, keepdim=True)
+                # Both parts are divided by the sharpness, which the moments get back: one pass over the pairs less.
+                slope = math.copysign(max(abs(p.sharpness), 1e-6), p.sharpness)
+                query_gradient /= inverse.sum(dim=-1, keepdim=True) * slope
                 torch.mm(query_gradient, p.folded.T, out=spare)
                 spare.sub_((query_gradient * part).sum(dim=-1, keepdim=True))
-                pairs.mul_(p.sharpness).addcmul_(spare, inverse).mul_(inverse)
+                pairs.addcmul_(spare, inverse)
+            pairs.mul_(inverse)
             if bool(inverse.amax() >= (1 - 1e-6) / MIN_SQUARED):  # the clamp has no slope
                 pairs.masked_fill_(inverse >= (1 - 1e-6) / MIN_SQUARED, 0.0)
-            moments = pairs @ self._moments
-            result[rows] = 2 * (moments[:, :3] - x * moments[:, 3:])
-            if direct is not None:
-                result[rows] += direct
+            moments = slope * (pairs @ self._moments.T)
+            result[rows] = 2 * (moments[:, :3] - x * moments[:, 3:]) + direct
         return result
 
     def lease(self, points: Float[Tensor, "q 3"]) -> Lease:
@@ -138,7 +140,10 @@ class FieldKernel:
         """1 / dist^2 of centred points."""
         exact = x.double()
         rows = torch.cat((exact, torch.ones_like(exact[:, :1]), exact.square().sum(dim=-1, keepdim=True)), dim=-1)
-        return out.copy_(rows @ self._table).clamp_min_(MIN_SQUARED).reciprocal_()
+        if self._exact is None:
+            self._exact = exact.new_empty(block_rows(x.device), len(self.features))
+        squared = torch.mm(rows, self._table, out=self._exact[: len(x)])
+        return out.copy_(squared).clamp_min_(MIN_SQUARED).reciprocal_()
 
     def _weigh(self, x: Float[Tensor, "r 3"], inverse: Float[Tensor, "r n"], out: Float[Tensor, "r n"]) -> Tensor:
         """Write the weights into `out`; returns the interpolated part of q (empty for Eq. 2)."""

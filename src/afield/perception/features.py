@@ -1,10 +1,8 @@
-"""Image features: the protocol, the extractors behind it, and crops of one metric scale."""
+"""Image features: the protocol, the extractors behind it, and their cache on disk."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,14 +10,16 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
 from afield.errors import AfieldError
-from afield.perception.dinov2 import DEPTH, IMAGENET_MEAN, IMAGENET_STD, PATCH, WIDTH, cache_folder, embedded_model
+from afield.perception.cache import cache_folder, read_cached, write_cached
+from afield.perception.dinov2 import DEPTH, IMAGENET_MEAN, IMAGENET_STD, PATCH, WIDTH, embedded_model
+
+CACHE_VERSION = 1
+"""Raised when crops or tokens change their meaning, so that old entries are not taken for new ones."""
 
 
 class FeatureExtractor(Protocol):
@@ -43,10 +43,7 @@ class EmbeddedDinoV2:
     """`dinov2-s-embedded`: DINOv2 ViT-S/14 from the weights inside a package; see `perception/dinov2.py`."""
 
     def __init__(self, layer: int = 10, resolution: int = 448, device: torch.device | str = "cpu") -> None:
-        if not 1 <= layer <= DEPTH:
-            raise AfieldError(f"dinov2-s-embedded has blocks 1 to {DEPTH}, but layer {layer} was asked for.")
-        if resolution % PATCH or resolution <= 0:
-            raise AfieldError(f"The resolution {resolution} is not a positive multiple of the patch size {PATCH}.")
+        _check_request("dinov2-s-embedded", layer, DEPTH, resolution, PATCH)
         self.name, self.layer, self.resolution, self.channels = "dinov2-s-embedded", layer, resolution, WIDTH
         self._device = torch.device(device)
         self._model: Any = None
@@ -70,13 +67,11 @@ class TransformersBackbone:
         depth = int(config.num_hidden_layers)
         self.name = f"transformers:{model}"
         self.layer = depth - 1 if layer is None else layer
-        if not 1 <= self.layer <= depth:
-            raise AfieldError(f"The model {model} has blocks 1 to {depth}, but layer {layer} was asked for.")
         self._patch = int(config.patch_size)
-        if resolution % self._patch or resolution <= 0:
-            raise AfieldError(f"The resolution {resolution} is not a positive multiple of the patch size {self._patch}.")
+        _check_request(self.name, self.layer, depth, resolution, self._patch)
         self.resolution, self.channels = resolution, int(config.hidden_size)
         self._skip = 1 + int(getattr(config, "num_register_tokens", 0) or 0)
+        self.fingerprint = _fingerprint(network)
         self._network, self._mean, self._std = network.to(device), mean, std
         self._device = torch.device(device)
 
@@ -93,8 +88,7 @@ class ColorExtractor:
     """`color`: mean colour and contrast of 8 x 8 pixels. Needs no weights; for tests and as a control."""
 
     def __init__(self, layer: int = 1, resolution: int = 224) -> None:
-        if resolution % 8 or resolution <= 0:
-            raise AfieldError(f"The resolution {resolution} is not a positive multiple of 8.")
+        _check_request("color", layer, 1, resolution, 8)
         self.name, self.layer, self.resolution, self.channels = "color", layer, resolution, 6
 
     def __call__(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b rows columns c"]:
@@ -120,12 +114,13 @@ def extractor_by_name(
         AfieldError: no extractor of that name, or its weights are not there.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    resolution = (224 if name == "color" else 448) if resolution is None else resolution
     if name == "dinov2-s-embedded":
-        return EmbeddedDinoV2(layer or 10, resolution or 448, device)
+        return EmbeddedDinoV2(10 if layer is None else layer, resolution, device)
     if name == "color":
-        return ColorExtractor(layer or 1, resolution or 224)
+        return ColorExtractor(1 if layer is None else layer, resolution)
     if name.startswith("transformers:"):
-        return TransformersBackbone(name.removeprefix("transformers:"), layer, resolution or 448, device)
+        return TransformersBackbone(name.removeprefix("transformers:"), layer, resolution, device)
     raise AfieldError(
         f"There is no feature extractor '{name}'; choose dinov2-s-embedded, color, or transformers:MODEL with a model "
         "name or a local folder."
@@ -158,7 +153,9 @@ def extract_tokens(
         on_image: called with the number of finished pictures, for progress bars.
     """
     folder = (cache or cache_folder()) / "features"
-    stamp = f"{extractor.name}|{extractor.layer}|{extractor.resolution}|1".encode()
+    # A local model can be trained on under the same name, so the weights count too where the extractor knows them.
+    weights = getattr(extractor, "fingerprint", "")
+    stamp = f"{extractor.name}|{extractor.layer}|{extractor.resolution}|{weights}|{CACHE_VERSION}".encode()
     files = [folder / f"{hashlib.sha256(stamp + image.tobytes()).hexdigest()[:32]}.safetensors" for image in images]
     tokens: list[Tensor | None] = [_read_tokens(file) for file in files]
     missing = [index for index, found in enumerate(tokens) if found is None]
@@ -168,7 +165,7 @@ def extract_tokens(
         # Half precision on disk and in memory alike, so that a cached run gives the same numbers as a fresh one.
         for index, result in zip(chosen, extractor(images[chosen]).half(), strict=True):
             tokens[index] = result
-            _write_tokens(files[index], result)
+            write_cached(files[index], {"tokens": result})
         on_image(len(chosen))
     return torch.stack([found for found in tokens if found is not None]).float()
 
@@ -182,27 +179,33 @@ def extract_with_progress(
 
 
 def _read_tokens(file: Path) -> Tensor | None:
-    try:
-        return load_file(file)["tokens"] if file.is_file() else None
-    except (OSError, SafetensorError, KeyError):
-        return None  # a damaged entry is computed again
+    entry = read_cached(file)
+    return entry.get("tokens") if entry else None
 
 
-def _write_tokens(file: Path, tokens: Tensor) -> None:
-    temporary = file.with_suffix(f".{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"tokens": tokens.contiguous()}, temporary)
-        temporary.replace(file)
-    except (OSError, SafetensorError):  # a cache that cannot be written only costs time
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _check_request(name: str, layer: int, depth: int, resolution: int, patch: int) -> None:
+    if not 1 <= layer <= depth:
+        raise AfieldError(f"The extractor '{name}' has layers 1 to {depth}, but layer {layer} was asked for.")
+    if resolution <= 0 or resolution % patch:
+        raise AfieldError(
+            f"The resolution {resolution} px is not a positive multiple of the patch size {patch} px of '{name}'."
+        )
+
+
+def _fingerprint(network: torch.nn.Module) -> str:
+    """A short hash of a network's weights; the first kilobyte of each tensor tells trainings apart and is quick."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.flatten()[:256].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _load_transformers(model: str) -> tuple[Any, tuple[float, ...], tuple[float, ...]]:
-    """The network and its colour statistics, loaded from a folder or the local hub cache."""
+    """The network and its color statistics, from a folder, the local hub cache, or the hub."""
     try:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
+        from transformers.image_processing_base import ImageProcessingMixin
     except ImportError as error:
         raise AfieldError(
             f"The extractor 'transformers:{model}' needs transformers; run: pip install 'afield[transformers]'"
@@ -216,9 +219,13 @@ def _load_transformers(model: str) -> tuple[Any, tuple[float, ...], tuple[float,
         ) from error
     for needed in ("patch_size", "hidden_size", "num_hidden_layers"):
         if not isinstance(getattr(network.config, needed, None), int):
-            raise AfieldError(f"The model '{model}' is no plain vision transformer: its config has no integer {needed}.")
+            raise AfieldError(
+                f"The model '{model}' is no plain vision transformer: its config has no integer {needed}; "
+                "DINOv2 and DINOv3 models do."
+            )
     try:
-        processor = AutoImageProcessor.from_pretrained(model)
-        return network, tuple(processor.image_mean), tuple(processor.image_std)
-    except (OSError, ValueError, ImportError, AttributeError):
+        # The dictionary alone: the processor itself would need torchvision or Pillow for steps that are not used here.
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(model)
+        return network, tuple(processor["image_mean"]), tuple(processor["image_std"])
+    except (OSError, ValueError, KeyError):
         return network, IMAGENET_MEAN, IMAGENET_STD

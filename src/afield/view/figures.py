@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from afield.hand import Hand
 from afield.result import Grasp
 from afield.scene import Scene
 from afield.view.hand_mesh import hand_mesh
-from afield.view.page_data import SLAB, start_groups
+from afield.view.page_data import SLAB, WIDE_SLAB, points_in_section, start_groups
 from afield.view.painter import Balls, Surface, render
 from afield.view.panels import EnergySection, ReportPanels, attention_ratio, joint_feature_colors, palm_position
-from afield.view.stage import stage_for
+from afield.view.stage import stages_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,11 @@ def write_figures(
         raise AfieldError("Figures need matplotlib: pip install 'afield[report]'.") from error
     panels = panels or ReportPanels()
     pictures = _Pictures(hand, demonstration, scene, grasp)
-    figures = {"overview": _overview(pictures, panels), "features": _features(pictures), "energy": _energy(grasp)}
+    figures = {
+        "overview": _overview(pictures, panels),
+        "features": _features(pictures, panels),
+        "energy": _energy(grasp),
+    }
     if panels.attention:
         figures["attention"] = _attention(pictures, panels)
     if panels.sections:
@@ -96,9 +100,9 @@ class _Pictures:
         self.hand, self.demonstration, self.grasp = hand, demonstration, grasp
         self.scenes = {"demo": demonstration.scene, "target": scene}
         self.beta = {"demo": demonstration.beta, "target": grasp.beta}
-        self.stages = {
-            which: stage_for(self.scenes[which], hand, demonstration.points, self.beta[which]) for which in self.beta
-        }
+        placed = ((demonstration.scene, demonstration.beta), (scene, grasp.beta))
+        first, second = stages_for(hand, demonstration.points, placed)
+        self.stages = {"demo": first, "target": second}
         self._mesh = hand_mesh(hand, cell=0.0012)
 
     def draw(
@@ -175,12 +179,15 @@ def _overview(pictures: _Pictures, panels: ReportPanels) -> Figure:
     return figure
 
 
-def _features(pictures: _Pictures) -> Figure:
-    figure, axes = _figure(2)
-    both = joint_feature_colors(pictures.scenes["demo"].features, pictures.scenes["target"].features)
-    for axis, which, colors in zip(axes[0], ("demo", "target"), both, strict=True):
-        pictures.draw(axis, which, colors=colors, with_hand=False)
-        _heading(axis, pictures.scenes[which].name.replace("_", " "), "same color: same feature")
+def _features(pictures: _Pictures, panels: ReportPanels) -> Figure:
+    rows = [(joint_feature_colors(pictures.scenes["demo"].features, pictures.scenes["target"].features), "feature")]
+    if panels.field_colors is not None:
+        rows.append((panels.field_colors, "feature that the field keeps"))
+    figure, axes = _figure(2, len(rows))
+    for row, (colors, words) in enumerate(rows):
+        for column, which in enumerate(("demo", "target")):
+            pictures.draw(axes[row, column], which, colors=colors[column], with_hand=False)
+            _heading(axes[row, column], pictures.scenes[which].name.replace("_", " "), f"same color: same {words}")
     return figure
 
 
@@ -238,11 +245,10 @@ def _draw_section(axes: Axes, section: EnergySection, scene: Scene) -> None:
         vmax=1,
         interpolation="bicubic",
     )
-    offset = scene.points.detach().cpu() - section.plane.center.cpu()
-    normal = torch.linalg.cross(section.plane.across, section.plane.up).cpu()
-    inside = 100 * offset[(offset @ normal).abs() < SLAB]
-    style: dict[str, Any] = {"edgecolors": "#222222", "linewidths": 0.4}
-    axes.scatter(inside @ section.plane.across.cpu(), inside @ section.plane.up.cpu(), s=9, color="white", **style)
+    beside = 100 * points_in_section(section, scene, SLAB, WIDE_SLAB)
+    near = 100 * points_in_section(section, scene, 0.0, SLAB)
+    axes.scatter(beside[:, 0], beside[:, 1], s=4, color="white", alpha=0.4, linewidths=0)
+    axes.scatter(near[:, 0], near[:, 1], s=9, color="white", edgecolors="#222222", linewidths=0.4)
     low = 100 * section.lowest
     axes.scatter([float(low[0])], [float(low[1])], s=110, facecolors="none", edgecolors=MARK, linewidths=2)
     axes.scatter([0], [0], s=70, marker="X", color=HAND, edgecolors="white", linewidths=1)

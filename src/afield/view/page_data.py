@@ -20,12 +20,12 @@ from afield.result import Grasp, GraspHistory
 from afield.scene import Scene
 from afield.view.hand_mesh import HandMesh, hand_mesh
 from afield.view.panels import EnergySection, ReportPanels, attention_ratio, joint_feature_colors, palm_position
-from afield.view.stage import Stage, stage_for
+from afield.view.stage import Stage, stages_for
 
 PATH_STEPS = 24
 """How many hand poses the slider holds."""
-SLAB = 0.01
-"""Scene points within this distance of a section's plane are drawn into it, in metres."""
+SLAB, WIDE_SLAB = 0.01, 0.04
+"""Scene points within these distances of a section's plane are drawn into it strongly and faintly, in metres."""
 FIELD_OF_VIEW = math.radians(45)
 """Vertical opening angle of plotly's perspective camera."""
 PAIR_ASPECT, WIDE_ASPECT = 1.1, 1.9
@@ -39,6 +39,9 @@ def page_data(
     """Everything `report.js` draws, JSON-able."""
     mesh = hand_mesh(hand)
     shown, here = joint_feature_colors(demonstration.scene.features, scene.features)
+    kept = panels.field_colors or (None, None)
+    placed = ((demonstration.scene, demonstration.beta), (scene, grasp.beta))
+    stages = stages_for(hand, demonstration.points, placed)
     return {
         "hand": {
             "vertices": encode(mesh.vertices_link, "f4"),
@@ -47,8 +50,8 @@ def page_data(
             "arm": encode(mesh.arm_faces, "u4"),
             "links": len(hand.link_names),
         },
-        "demo": _scene_data(demonstration.scene, shown, hand, mesh, demonstration, demonstration.beta),
-        "target": _scene_data(scene, here, hand, mesh, demonstration, grasp.beta),
+        "demo": _scene_data(demonstration.scene, (shown, kept[0]), hand, mesh, stages[0], demonstration.beta),
+        "target": _scene_data(scene, (here, kept[1]), hand, mesh, stages[1], grasp.beta),
         "attention": [
             {
                 which: {
@@ -123,19 +126,20 @@ def _camera(stage: Stage, box: list[list[float]], aspect: float) -> dict[str, An
 
 def _scene_data(
     scene: Scene,
-    features: Float[Tensor, "n 3"],
+    features: tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"] | None],
     hand: Hand,
     mesh: HandMesh,
-    demonstration: Demonstration,
+    stage: Stage,
     beta: Float[Tensor, "d"],
 ) -> dict[str, Any]:
-    stage = stage_for(scene, hand, demonstration.points, beta)
+    raw, kept = features
     with torch.no_grad():
         vertices = mesh.pose(hand.link_poses(beta))
     return {
         "points": encode(scene.points, "f4"),
         "natural": _rgb(scene.colors),
-        "pca": _rgb(features),
+        "pca": _rgb(raw),
+        "kept": None if kept is None else _rgb(kept),
         "pose": _pose_rows(hand, beta[None]),
         "table": None if stage.table is None else encode(stage.table, "f4"),
         **_camera(stage, _box(scene.points, vertices, stage.table), PAIR_ASPECT),
@@ -144,18 +148,25 @@ def _scene_data(
 
 def _section_data(section: EnergySection, scene: Scene) -> dict[str, Any]:
     plane = section.plane
-    offset = scene.points.detach().cpu() - plane.center.cpu()
-    normal = torch.linalg.cross(plane.across, plane.up).cpu()
-    inside = offset[(offset @ normal).abs() < SLAB]
     return {
         "across": encode(section.across, "f4"),
         "up": encode(section.up, "f4"),
         "values": encode(section.scaled, "f4"),
-        "points": encode(torch.stack((inside @ plane.across.cpu(), inside @ plane.up.cpu()), dim=-1), "f4"),
+        "near": encode(points_in_section(section, scene, 0.0, SLAB), "f4"),
+        "beside": encode(points_in_section(section, scene, SLAB, WIDE_SLAB), "f4"),
         "lowest": section.lowest.tolist(),
         "across_label": "across the fingers (cm)",
         "up_label": "height (cm)" if plane.name == "vertical" else "along the fingers (cm)",
     }
+
+
+def points_in_section(section: EnergySection, scene: Scene, low: float, high: float) -> Float[Tensor, "k 2"]:
+    """Scene points between two distances from a section's plane, as offsets (across, up) in metres."""
+    plane = section.plane
+    offset = scene.points.detach().cpu() - plane.center.cpu()
+    away = (offset @ torch.linalg.cross(plane.across, plane.up).cpu()).abs()
+    chosen = offset[(away >= low) & (away < high)]
+    return torch.stack((chosen @ plane.across.cpu(), chosen @ plane.up.cpu()), dim=-1)
 
 
 def _path_data(
@@ -170,7 +181,7 @@ def _path_data(
     palm = palm_position(hand, history.beta)
     with torch.no_grad():
         begin = hand.place(demonstration.points, beta[0])
-    stage = stage_for(scene, hand, demonstration.points, beta[-1], begin, palm)
+    (stage,) = stages_for(hand, demonstration.points, [(scene, beta[-1])], begin, palm)
     total = _total(history)
     return {
         "steps": history.step[chosen].tolist(),

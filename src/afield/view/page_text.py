@@ -14,6 +14,11 @@ from afield.scene import Scene
 from afield.view.panels import ReportPanels
 from afield.view.verdict import Condition, conditions
 
+RESULTS = {
+    True: '<span class="pass">✓ passed</span>',
+    False: '<span class="fail">✗ failed</span>',
+    None: "not counted",
+}
 SWATCH = '<span><i style="background:var(--{color})"></i>{text}</span>'
 
 
@@ -54,7 +59,7 @@ def facts(hand: Hand, demonstration: Demonstration, scene: Scene, grasp: Grasp, 
 
 def sections(hand: Hand, panels: ReportPanels, data: Mapping[str, Any], test: Mapping[str, Any] | None) -> str:
     """All sections, in the order in which the method works."""
-    parts = [_scenes()]
+    parts = [_scenes(panels)]
     if panels.attention:
         parts.append(_attention(panels))
     if panels.sections:
@@ -99,10 +104,11 @@ def _figure(name: str, heading: str, described: str, kind: str = "", below: str 
     )
 
 
-def _scenes() -> str:
-    controls = _buttons(
-        "scene-colors", "Points show", {"natural": "what the cameras saw", "pca": "features"}, "natural"
-    )
+def _scenes(panels: ReportPanels) -> str:
+    choices = {"natural": "what the cameras saw", "pca": "features"}
+    if panels.field_colors is not None:
+        choices["kept"] = "features the field keeps"
+    controls = _buttons("scene-colors", "Points show", choices, "natural")
     controls += _buttons("scene-hand", "Hand", {"1": "shown", "0": "hidden"}, "1")
     controls = f'<div class="row">{controls}</div>'
     body = (
@@ -112,10 +118,14 @@ def _scenes() -> str:
         + "</div>"
     )
     words = (
-        "Each dot is a point that depth cameras measured; both pictures look at the hand from the same side. "
-        "Switch to <b>features</b>: the same color then means that the vision network sees the same kind of part, "
-        "on any object."
+        "Each dot is a point that depth cameras measured; both pictures look at the hand from the same side. Switch to "
+        "<b>features</b>: equal colors then mean that the vision network sees equal things."
     )
+    if panels.field_colors is not None:
+        words += (
+            " <b>Features the field keeps</b> are compared within each scene; gray points were left out as they do not "
+            "resemble the demonstrated part."
+        )
     return _section("scenes", "What was shown, and where it was repeated", words, controls + body)
 
 
@@ -155,7 +165,7 @@ def _energy_sections(panels: ReportPanels) -> str:
         '#fde725,#5ec962,#21918c,#3b528b,#440154)"></b><span>as high as in half of the picture, or higher</span></div>'
         '<div class="legend"><span><b style="color:#2b6cb0">✖</b> the palm at the end</span>'
         '<span><b style="color:#b0171f">◯</b> lowest energy in this picture</span>'
-        "<span>white dots: scene points within 1 cm of the plane</span></div>"
+        "<span>white dots: scene points within 1 cm of the plane (faint: 4 cm)</span></div>"
     )
     words = (
         "The final hand is moved over a plane without turning it or its fingers, and the mismatch of its features "
@@ -233,7 +243,7 @@ def _table(rows: list[Condition]) -> str:
     lines = "".join(
         f'<tr><td>{html.escape(row.name)}</td><td class="number">{html.escape(row.measured)}</td>'
         f'<td class="number">{html.escape(row.limit)}</td>'
-        f'<td class="{"pass" if row.passed else "fail"}">{"✓ passed" if row.passed else "✗ failed"}</td></tr>'
+        f"<td>{RESULTS[row.passed]}</td></tr>"
         for row in rows
     )
     head = '<tr><th>condition</th><th class="number">measured</th><th class="number">must be</th><th>result</th></tr>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,7 +89,9 @@ class ReportPanels:
     """Attention of chosen hand points."""
     sections: tuple[EnergySection, ...] = ()
     """Energy sections of one or several fields over the same planes."""
-    frames: tuple[np.ndarray, ...] = field(default=())
+    field_colors: tuple[Float[Tensor, "n 3"], Float[Tensor, "m 3"]] | None = None
+    """Colors of the features as the field sees them (gated, projected, centered), for both scenes; RGB, 0 to 1."""
+    frames: tuple[np.ndarray, ...] = ()
     """Pictures of the physics test in order of time, 8-bit RGB [height, width, 3]."""
 
 

@@ -23,6 +23,7 @@
     xyz: columns(decode(scene.points), 3),
     natural: cssColors(decode(scene.natural)),
     pca: cssColors(decode(scene.pca)),
+    kept: scene.kept && cssColors(decode(scene.kept)),
   });
   const scenes = { demo: cloud(data.demo), target: cloud(data.target) };
   const mesh = {
@@ -151,12 +152,14 @@
     const section = data.sections[index];
     const across = decode(section.across), up = decode(section.up), values = decode(section.values);
     const z = Array.from({ length: up.length }, (_, row) => values.subarray(row * across.length, (row + 1) * across.length));
-    const [x, y] = columns(decode(section.points), 2);
+    const near = columns(decode(section.near), 2), beside = columns(decode(section.beside), 2);
     const cm = (array) => Float32Array.from(array, (value) => 100 * value);
     const traces = [
       { type: "heatmap", x: cm(across), y: cm(up), z, zmin: 0, zmax: 1, colorscale: "Viridis", reversescale: true, zsmooth: "best",
         showscale: false, hovertemplate: "%{x:.0f}, %{y:.0f} cm<br>energy %{z:.2f}<extra></extra>" },
-      { type: "scatter", mode: "markers", x: cm(x), y: cm(y), hoverinfo: "skip",
+      { type: "scatter", mode: "markers", x: cm(beside[0]), y: cm(beside[1]), hoverinfo: "skip",
+        marker: { size: 3.5, color: "rgba(255,255,255,.4)" } },
+      { type: "scatter", mode: "markers", x: cm(near[0]), y: cm(near[1]), hoverinfo: "skip",
         marker: { size: 4.5, color: "rgba(255,255,255,.9)", line: { width: 0.8, color: "rgba(20,20,20,.75)" } } },
       { type: "scatter", mode: "markers", x: [100 * section.lowest[0]], y: [100 * section.lowest[1]], hovertext: "lowest energy here",
         hoverinfo: "text", marker: { size: 15, symbol: "circle-open", color: "#b0171f", line: { width: 3 } } },

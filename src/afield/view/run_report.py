@@ -28,6 +28,7 @@ from afield.view.panels import (
     SectionPlane,
     chosen_hand_points,
     energy_section,
+    joint_feature_colors,
     section_planes,
 )
 from afield.view.report import write_report
@@ -36,6 +37,8 @@ COMPARED_WITH = "sparsedff"
 """The field that stands beside the run's own in the energy sections, as in Fig. 4."""
 SECTION_POINTS = 64
 """Query points of the energy sections; the hand is moved over thousands of places."""
+LEFT_OUT = 0.75
+"""Gray of the points that the gate left out."""
 SECTION_REACH = 0.2
 """The sections end this far from the palm, in metres."""
 
@@ -89,7 +92,19 @@ def run_panels(run: Run) -> ReportPanels:
     vertical, horizontal = section_planes(run.hand, run.grasp.beta)
     energies = {kind: _feature_energy(run, model) for kind, model in models.items()}
     sections = [_section(run, energies[kind], kind, plane) for plane in (vertical, horizontal) for kind in models]
-    return ReportPanels(attention=_attention(run), sections=tuple(sections))
+    return ReportPanels(attention=_attention(run), sections=tuple(sections), field_colors=_field_colors(run))
+
+
+def _field_colors(run: Run) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "m 3"]]:
+    gate, center, _ = _switches(run)
+    parts = attend(run.demonstration, run.scene, run.model, run.hand, use_gate=gate, center=center)
+    colors = joint_feature_colors(parts[0].scene.features, parts[1].scene.features)
+    filled = []
+    for full, part, kept in zip((run.demonstration.scene, run.scene), parts, colors, strict=True):
+        every = torch.full((len(full.points), 3), LEFT_OUT)
+        every[_positions(part.scene, full)] = kept
+        filled.append(every)
+    return filled[0], filled[1]
 
 
 def _switches(run: Run) -> tuple[bool, bool, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,13 @@ from torch import Tensor
 from afield.hand import Hand, HandPoints
 from afield.scene import Scene
 
-ELEVATION = math.radians(28)
-AZIMUTH = math.radians(115)
-"""Between the direction of the fingers and the camera, seen from above."""
+ELEVATIONS = (math.radians(28), math.radians(42))
+AZIMUTHS = tuple(math.radians(angle) for angle in range(-135, 136, 15))
+"""Between the direction of the fingers and the camera, seen from above; never from behind, through the arm."""
+AROUND = 0.15
+"""Pictures show the hand and what is this close to it, in metres."""
+CELL = 0.006
+"""Size in metres of the cells in which one thing hides another, when a side to look from is chosen."""
 
 
 @dataclass(frozen=True)
@@ -59,26 +64,69 @@ class Stage:
         return self.axes.T @ center, distance
 
 
-def stage_for(
-    scene: Scene, hand: Hand, points: HandPoints, beta: Float[Tensor, "d"], *more: Float[Tensor, "_ 3"]
-) -> Stage:
-    """Look at a scene, the hand's surface and `more` points from a side that is fixed to the hand, not to the world.
+def stages_for(
+    hand: Hand,
+    points: HandPoints,
+    placed: Sequence[tuple[Scene, Float[Tensor, "d"]]],
+    *more: Float[Tensor, "_ 3"],
+) -> list[Stage]:
+    """Look at several scenes with a hand from one side that is fixed to the hand, not to the world.
 
-    So the demonstrated hand and the final hand are seen from the same angle, however the target lies in its scene.
+    So the demonstrated hand and the final hand are seen from the same angle, however the target lies in its scene. The
+    side is taken from which the least of the hand, and of what it touches, is hidden in all scenes together.
+
+    Args:
+        hand: the hand.
+        points: points of its surface.
+        placed: scenes, each with the hand configuration in it.
+        more: further points that must fit into every picture.
     """
     with torch.no_grad():
-        seen = torch.cat([part.detach().cpu() for part in (scene.points, hand.place(points, beta), *more)])
-    return Stage(seen, _direction(hand, beta), table_corners(scene))
+        surfaces = [hand.place(points, beta).detach().cpu() for _, beta in placed]
+    clouds = [scene.points.detach().cpu() for scene, _ in placed]
+    headings = [_heading(hand, beta) for _, beta in placed]
+
+    def hidden(view: tuple[float, float]) -> float:
+        sides = [_direction(heading + view[0], view[1]) for heading in headings]
+        return sum(_hidden(*parts) for parts in zip(surfaces, clouds, sides, strict=True))
+
+    azimuth, elevation = min(((a, e) for e in ELEVATIONS for a in AZIMUTHS), key=hidden)
+    stages = []
+    for surface, cloud, heading, (scene, _) in zip(surfaces, clouds, headings, placed, strict=True):
+        close = cloud[torch.cdist(cloud, surface).amin(dim=-1) < AROUND]
+        seen = torch.cat((close, surface, *(part.detach().cpu() for part in more)))
+        stages.append(Stage(seen, _direction(heading + azimuth, elevation), table_corners(scene)))
+    return stages
 
 
-def _direction(hand: Hand, beta: Float[Tensor, "d"]) -> Float[Tensor, "3"]:
+def _heading(hand: Hand, beta: Float[Tensor, "d"]) -> float:
+    """The direction of the fingers seen from above, in radians."""
     pose, _ = hand.split(beta.detach().cpu())
     along = pose[:2, :3] @ hand.finger_direction.cpu()
-    if float(along.norm()) < 0.3:  # fingers straight up or down: the palm's normal gives the azimuth instead
+    if float(along.norm()) < 0.3:  # fingers straight up or down: the palm's normal gives the heading instead
         along = pose[:2, :3] @ hand.palm_normal.cpu()
-    azimuth = math.atan2(float(along[1]), float(along[0])) + AZIMUTH
-    flat = math.cos(ELEVATION)
-    return torch.tensor([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(ELEVATION)])
+    return math.atan2(float(along[1]), float(along[0]))
+
+
+def _direction(azimuth: float, elevation: float) -> Float[Tensor, "3"]:
+    flat = math.cos(elevation)
+    return torch.tensor([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])
+
+
+def _hidden(surface: Float[Tensor, "q 3"], cloud: Float[Tensor, "n 3"], direction: Float[Tensor, "3"]) -> float:
+    """Share of the hand that the scene hides, and of the touched scene points that hand or scene hide."""
+    touched = torch.cdist(cloud, surface).amin(dim=-1) < 0.03
+    everything = torch.cat((surface, cloud))
+    seen = everything @ Stage(everything, direction, None).axes.T
+    cells = torch.div(seen[:, :2] - seen[:, :2].amin(dim=0), CELL, rounding_mode="floor").long()
+    index = cells[:, 0] * (int(cells[:, 1].max()) + 1) + cells[:, 1]
+    front = torch.full((int(index.max()) + 1,), -torch.inf).scatter_reduce(0, index, seen[:, 2], "amax")
+    covered = front[index] > seen[:, 2] + 0.015
+    count = len(surface)
+    parts = [covered[:count].float().mean()]
+    if bool(touched.any()):
+        parts.append(covered[count:][touched].float().mean())
+    return float(sum(parts))
 
 
 def table_corners(scene: Scene, margin: float = 0.03) -> Float[Tensor, "4 3"] | None:

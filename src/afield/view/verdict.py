@@ -18,8 +18,8 @@ class Condition:
     """What was measured, with its unit."""
     limit: str
     """What would have been good enough."""
-    passed: bool
-    """Whether it was."""
+    passed: bool | None
+    """Whether it was; None where a condition before it failed, so that it says nothing."""
 
 
 def conditions(test: Mapping[str, Any]) -> list[Condition]:
@@ -28,15 +28,18 @@ def conditions(test: Mapping[str, Any]) -> list[Condition]:
     overlap, lift = test["initial_penetration"], test["lift_height"]
     rows = [
         Condition(
-            "hand inside the object before closing",
+            "overlap before closing",
             f"{100 * overlap:.2f} cm",
             f"≤ {100 * limits['penetration']:.0f} cm",
             overlap <= limits["penetration"],
         ),
         Condition("object lifted", f"{100 * lift:.1f} cm", f"≥ {100 * limits['lift']:.0f} cm", lift >= limits["lift"]),
     ]
+    lifted = lift >= limits["lift"]
     most = f"≤ {100 * limits['displacement']:.0f} cm, {math.degrees(limits['rotation']):.0f}°"
     for direction, push in test["pushes"].items():
         measured = f"{100 * push['displacement']:.1f} cm, {math.degrees(push['rotation']):.1f}°"
-        rows.append(Condition(f"pushed along {direction.replace('-', '−')}", measured, most, bool(push["ok"])))
+        rows.append(
+            Condition(f"push along {direction.replace('-', '−')}", measured, most, bool(push["ok"]) if lifted else None)
+        )
     return rows
