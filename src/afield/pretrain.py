@@ -138,10 +138,14 @@ class FieldModel:
             raise AfieldError(f"{folder} describes a network that this release does not know: {error}.") from error
         for name, network in (("decoder", decoder), ("refiner", refiner)):
             if network is not None:
-                _load_network(network, name, tensors, f"{folder}: {basis.shape[0]} raw and {basis.shape[1]} own channels")
+                _load_network(
+                    network, name, tensors, f"{folder}: {basis.shape[0]} raw and {basis.shape[1]} own channels"
+                )
         losses = tuple(tensors["losses"].tolist()) if "losses" in tensors else ()
         source = FeatureSource.from_header(header, str(folder))
-        return cls(header["kind"], Projection(mean, basis), source, decoder, refiner, losses, header.get("provenance", {}))
+        return cls(
+            header["kind"], Projection(mean, basis), source, decoder, refiner, losses, header.get("provenance", {})
+        )
 
 
 def _load_network(network: torch.nn.Module, name: str, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -217,7 +221,9 @@ def _train_attention(
 ) -> FieldModel:
     """Find keypoints, train the decoder on them, and note how many keypoints find their counterparts before and after."""
     if len(scenes) < 2:
-        raise AfieldError("The attention field is trained on correspondences between scenes; give at least two captures.")
+        raise AfieldError(
+            "The attention field is trained on correspondences between scenes; give at least two captures."
+        )
     keypoints, neighbours = cyclic_keypoints(scenes, config.keypoints, generator)
     prepared = [center_features(model.projection.apply(scene)) for scene in scenes]
     decoder = Decoder(prepared[0].features.shape[-1], AttentionConfig(preset=preset), generator)
@@ -281,7 +287,9 @@ def _train(
 def _accuracy(
     decoder: Decoder, scenes: Sequence[Scene], keypoints: list[Int[Tensor, "k"]], config: PretrainConfig, seed: int
 ) -> float:
-    return round(retrieval_accuracy(_aggregate(decoder, scenes, keypoints, config, torch.Generator().manual_seed(seed))), 4)
+    return round(
+        retrieval_accuracy(_aggregate(decoder, scenes, keypoints, config, torch.Generator().manual_seed(seed))), 4
+    )
 
 
 def _aggregate(

@@ -17,7 +17,7 @@ from afield.attend import attend
 from afield.energy import FeatureTerm, HandState, subset_points
 from afield.fields.baked import BakedField
 from afield.fields.base import AttentiveField
-from afield.pretrain import FieldModel
+from afield.pretrain import FieldModel, train_field
 from afield.run import Run
 from afield.scene import Scene, farthest_points
 from afield.view.figures import write_figures
@@ -88,7 +88,8 @@ def run_panels(run: Run) -> ReportPanels:
     """Attention and energy sections of a run, with the gate, centering and geometry channel the run was made with."""
     models = {run.model.kind: run.model}
     if run.model.kind != COMPARED_WITH:
-        models[COMPARED_WITH] = replace(run.model, kind=COMPARED_WITH, decoder=None)
+        # It learns from the two scenes' own views; without views it is the plain interpolation.
+        models[COMPARED_WITH] = train_field([run.demonstration.scene, run.scene], kind=COMPARED_WITH, progress=False)
     vertical, horizontal = section_planes(run.hand, run.grasp.beta)
     energies = {kind: _feature_energy(run, model) for kind, model in models.items()}
     sections = [_section(run, energies[kind], kind, plane) for plane in (vertical, horizontal) for kind in models]
