@@ -99,7 +99,7 @@ def candidate(world: World, hand: Hand, part: Part, generator: torch.Generator) 
         (hand.palm_normal, hand.finger_direction, torch.linalg.cross(hand.palm_normal, hand.finger_direction)), dim=1
     )
     rotation = (torch.stack((normal, finger, along), dim=1) @ hand_axes.T).float()
-    over = torch.tensor([float(part.center[0]), float(part.center[1]), part.top + uniform(0.002, 0.02)])
+    over = torch.tensor([float(part.center[0]), float(part.center[1]), part.top + uniform(-0.01, 0.01)])
     over = over - finger * uniform(0.02, 0.045) + along * uniform(-0.02, 0.02)
     joints, goal = torch.zeros(len(hand.joint_names)), torch.zeros(len(hand.joint_names))
     names = list(hand.joint_names)
@@ -120,6 +120,8 @@ def candidate(world: World, hand: Hand, part: Part, generator: torch.Generator) 
     put("THJ0", 0.0, -0.8)
     translation = over - rotation @ hand.palm_center
     beta = hand.clamp(hand.join(pose_from(rotation, translation), joints))
+    while float(hand.signed_distance(beta, part.surface).min()) < 0.001:
+        beta[2] += 0.001  # the open hand comes down until it touches, no further
     return close_fingers(world, hand, beta, goal)
 
 
@@ -137,7 +139,7 @@ def robustness(world: World, hand: Hand, beta: torch.Tensor, surface: torch.Tens
     return held / trials
 
 
-def main(object: str = "horse", part: str = "back", candidates: int = 40, trials: int = 8, seed: int = 0) -> None:
+def main(object: str = "horse", part: str = "back", candidates: int = 40, trials: int = 8, overlap: float = 0.003, seed: int = 0, out: Path = SAMPLES / "demonstrations") -> None:
     """Search, and write the most robust configuration to the samples.
 
     Args:
@@ -145,7 +147,9 @@ def main(object: str = "horse", part: str = "back", candidates: int = 40, trials
         part: named part of the object.
         candidates: random hands that are tried.
         trials: noisy repetitions of each stable one.
+        overlap: deepest overlap of hand and object that is accepted, in metres; the hand shall rest on the surface.
         seed: of everything random.
+        out: folder of the configurations.
     """
     hand = hand_by_name("shadow")
     world = world_from_capture(read_capture(SAMPLES / "captures" / object))
@@ -156,18 +160,18 @@ def main(object: str = "horse", part: str = "back", candidates: int = 40, trials
         beta = candidate(world, hand, goal, generator)
         test = simulate_grasp(world, hand, beta, goal.surface, progress=False)
         tqdm.write(f"{index}: {test.failure or 'holds'} (rose {test.lift_height * 100:.1f} cm, overlap {test.initial_penetration * 1000:.0f} mm)")
-        if test.success:
+        if test.success and test.initial_penetration < overlap:
             share = robustness(world, hand, beta, goal.surface, trials, seed)
             tqdm.write(f"   robust in {share:.0%}")
             if share > best_share:
                 best, best_share = beta, share
-                _write(hand, best, object, part)
+                _write(hand, best, object, part, out)
     if best is None:
         raise SystemExit("No stable configuration was found; try more candidates.")
     print(f"the best holds in {best_share:.0%} of {trials} noisy repetitions")
 
 
-def _write(hand: Hand, beta: torch.Tensor, object: str, part: str) -> None:
+def _write(hand: Hand, beta: torch.Tensor, object: str, part: str, out: Path) -> None:
     pose, joints = hand.split(beta)
     content = {
         "hand": hand.name,
@@ -179,8 +183,8 @@ def _write(hand: Hand, beta: torch.Tensor, object: str, part: str) -> None:
         },
         "joints": {name: round(float(angle), 4) for name, angle in zip(hand.joint_names, joints, strict=True)},
     }
-    file = SAMPLES / "demonstrations" / f"{object}_{part}.json"
-    file.parent.mkdir(exist_ok=True)
+    file = out / f"{object}_{part}.json"
+    out.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(content, indent=2) + "\n")
 
 

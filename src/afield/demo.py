@@ -14,19 +14,19 @@ from afield.artifacts import write_json
 from afield.demonstration import demonstrate
 from afield.hand import hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
-from afield.pipeline import SIMULATION_NAME, default_device, scene_from_capture, test_run, view_run
+from afield.pipeline import SIMULATION_NAME, scene_from_capture, test_run, transfer_and_rehearse, view_run
 from afield.pretrain import train_field
 from afield.run import Run
-from afield.transfer import TransferConfig, transfer_grasp
+from afield.transfer import TransferConfig
 
 SAMPLES = Path(__file__).parent / "samples"
-PRETRAINING = ("deer", "bulldog", "cat")
+PRETRAINING = ("bulldog", "deer", "horse")
 DEMONSTRATED = "horse"
-TARGET = "deer_in_clutter"
+TARGET = "cat_in_clutter"
 
 
 def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, Any]:
-    """Show a grasp on the toy horse's back, repeat it on the deer in clutter, and test it in physics.
+    """Show a grasp on the toy horse's back, repeat it on the cat in clutter, and test it in physics.
 
     Args:
         out: folder for `report.html`, `summary.json`, figures and all artifacts.
@@ -37,7 +37,6 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, An
         What `summary.json` holds.
     """
     seconds: dict[str, float] = {}
-    device = default_device()
     hand = hand_by_name("shadow")
     captures = SAMPLES / "captures"
 
@@ -56,10 +55,8 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, An
     with _step(f"4/6 repeat it in the scene '{TARGET}'", "transfer", seconds, progress):
         config = TransferConfig(seed=seed)
         scene = scenes[TARGET]
-        grasp = transfer_grasp(
-            demonstration.to(device), scene.to(device), model.to(device), hand.to(device), config, progress=progress
-        )
-        run = Run(grasp, demonstration, scene, model.to("cpu"), hand.to("cpu"), captures / TARGET, "shadow", seconds)
+        grasp = transfer_and_rehearse(demonstration, scene, model, hand, config, progress=progress)
+        run = Run(grasp, demonstration, scene, model, hand, captures / TARGET, "shadow", seconds)
         run.save(out)
     with _step("5/6 test it in physics", "simulate", seconds, progress):
         test = test_run(run, progress=progress)

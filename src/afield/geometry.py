@@ -39,7 +39,7 @@ def rotation_about_axis(axis: Float[Tensor, "*batch 3"], angle: Float[Tensor, "*
     return roma.rotvec_to_rotmat(axis * angle[..., None])
 
 
-def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch"]:
+def rotation_angle(a: Float[Tensor, "*#batch 3 3"], b: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*batch"]:
     """Angle in radians between two rotations."""
     return roma.rotmat_geodesic_distance(a, b)
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from afield.artifacts import read_json, write_json
 from afield.capture import read_capture
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
-from afield.hand import hand_by_name, hand_configuration_from_json
+from afield.hand import Hand, hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
 from afield.pretrain import KINDS, FieldModel, train_field
+from afield.result import Grasp
 from afield.run import Run
 from afield.fusion import build_scene
 from afield.scene import Scene
-from afield.simulate import GraspTest, simulate_grasp, world_from_capture, world_from_scene
+from afield.simulate import GraspTest, rehearse, simulate_grasp, world_from_capture, world_from_scene
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
 SIMULATION_NAME = "simulation.json"
@@ -97,7 +100,6 @@ def grasp_from_files(
     if preset not in ("default", "faithful"):
         raise AfieldError(f"There is no preset '{preset}'; choose default or faithful.")
     begin = time.monotonic()
-    device = default_device()
     demonstration = Demonstration.load(demo)
     model = load_field(field, demonstration)
     hand_model = hand_by_name(hand)
@@ -108,11 +110,38 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
     if full:
         config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
-    result = transfer_grasp(
-        demonstration.to(device), scene.to(device), model.to(device), hand_model.to(device), config, progress=progress
-    )
+    result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, progress=progress)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
+
+
+def transfer_and_rehearse(
+    demonstration: Demonstration,
+    scene: Scene,
+    model: FieldModel,
+    hand: Hand,
+    config: TransferConfig,
+    *,
+    progress: bool = True,
+) -> Grasp:
+    """`transfer_grasp` on the best device; the last minima are tried in physics on the observed points.
+
+    The `faithful` preset takes the least energy, as the paper does.
+    """
+    device = default_device()
+
+    def judge(finalists: Float[Tensor, "k d"]) -> int:
+        return rehearse(scene, hand, finalists, progress=progress)[0]
+
+    return transfer_grasp(
+        demonstration.to(device),
+        scene.to(device),
+        model.to(device),
+        hand.to(device),
+        config,
+        judge=judge if config.preset == "default" else None,
+        progress=progress,
+    )
 
 
 def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:
@@ -125,17 +154,18 @@ def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:
 
 def test_run(run: Run, *, progress: bool = True) -> GraspTest:
     """Test a grasp in physics, in the capture's own simulated world if it has one, else in the observed geometry."""
-    world = world_from_scene(run.scene, run.grasp.beta, run.hand)
-    if run.capture is not None:
-        observation = read_capture(run.capture)
-        if "simulation" in observation.extra:
-            world = world_from_capture(observation)
+    observation = read_capture(run.capture) if run.capture is not None else None
+    if observation is not None and "simulation" in observation.extra:
+        world = world_from_capture(observation)
+    else:
+        pose, _ = run.hand.split(run.grasp.beta)
+        world = world_from_scene(run.scene, pose[:3, :3] @ run.hand.palm_center + pose[:3, 3])
     return simulate_grasp(world, run.hand, run.grasp.beta, run.scene.points, progress=progress)
 
 
 def view_run(folder: Path) -> Path:
     """Write `report.html` and the figures of a run folder; returns the page's path."""
-    from afield.view import write_run_report
+    from afield.view.run_report import write_run_report
 
     run = Run.load(folder)
     simulation = folder / SIMULATION_NAME

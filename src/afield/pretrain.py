@@ -219,7 +219,7 @@ def _train_attention(
     generator: torch.Generator,
     progress: bool,
 ) -> FieldModel:
-    """Find keypoints, train the decoder on them, and note how many keypoints find their counterparts before and after."""
+    """Find keypoints, train the decoder on them, and note how many find their counterparts before and after."""
     if len(scenes) < 2:
         raise AfieldError(
             "The attention field is trained on correspondences between scenes; give at least two captures."
@@ -243,9 +243,9 @@ def _train_attention(
 def info_nce(features: Float[Tensor, "i k c"], temperature: float) -> Float[Tensor, ""]:
     """Eq. 6: every keypoint's feature must resemble its counterpart in every scene more than other keypoints.
 
-    As printed, the denominator runs over k' != k, and the sum over all i and j, which keeps keypoints of one scene apart
-    where i = j. The sums over pairs of scenes and keypoints are means here: that changes the gradient's size only, and Adam
-    does not see it.
+    As printed, the denominator runs over k' != k, and the sum over all i and j, which keeps keypoints of one scene
+    apart where i = j. The sums over pairs of scenes and keypoints are means here: that changes the gradient's size
+    only, and Adam does not see it.
     """
     unit = torch.nn.functional.normalize(features, dim=-1)
     similar = torch.einsum("ikc,jlc->ijkl", unit, unit) / temperature
@@ -301,8 +301,8 @@ def _aggregate(
 ) -> Float[Tensor, "i k c"]:
     """Eq. 5 for turned scenes and queries near the keypoints.
 
-    At distance zero a point would simply copy its own feature, which solves the loss without learning anything; so queries
-    are moved off the surface, and do not see the point they came from.
+    At distance zero a point would simply copy its own feature, which solves the loss without learning anything; so
+    queries are moved off the surface, and do not see the point they came from.
     """
     outputs = []
     for scene, index in zip(scenes, keypoints, strict=True):

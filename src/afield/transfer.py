@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -37,12 +37,12 @@ from afield.starts import StartConfig, sample_starts
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights of Eq. 9; the first three lambdas are the published ones."""
+    """The weights of Eq. 9; those of self-penetration and limits are the published ones."""
 
     feature: float = 1.0
     """Weight of the feature difference, Eq. 7."""
-    penetration: float = 1e-1
-    """lambda_pen, per metre of summed penetration of scene points."""
+    penetration: float = 5.0
+    """lambda_pen, per metre of summed penetration of scene points. The published 0.1 lets the hand sink in by centimetres."""
     self_penetration: float = 1e-2
     """lambda_spen, per metre."""
     joint_limits: float = 1e-2
@@ -74,9 +74,9 @@ class Stage:
 HALVING = (
     Stage(64, 80, 64, 256, True, 1e-2, 3e-3),
     Stage(16, 100, 128, 512, True, 5e-3, 1e-3),
-    Stage(4, 60, 256, 2048, False, 2e-3, 1e-4),
+    Stage(8, 60, 256, 2048, False, 2e-3, 1e-4),
 )
-"""The default: most starts are dropped early and cheaply, the best four are finished exactly."""
+"""The default: most starts are dropped early and cheaply, the best eight are finished exactly."""
 
 FULL = (Stage(64, 300, 256, 2048, False),)
 """All starts, all steps, exact: what the default must not be worse than."""
@@ -114,7 +114,7 @@ class TransferConfig:
             gate=False,
             center=False,
             geometry=False,
-            weights=replace(self.weights, table=0.0),
+            weights=replace(self.weights, penetration=0.1, table=0.0),
             start=StartConfig(like_demonstration=0.0, random_joints=True),
         )
 
@@ -126,6 +126,7 @@ def transfer_grasp(
     hand: Hand,
     config: TransferConfig | None = None,
     *,
+    judge: Callable[[Float[Tensor, "k d"]], int] | None = None,
     progress: bool = True,
 ) -> Grasp:
     """Find the hand configuration that meets in `scene` what the demonstrated hand met in its own scene.
@@ -136,10 +137,12 @@ def transfer_grasp(
         model: the field f, trained or not.
         hand: the demonstrated hand.
         config: see `TransferConfig`.
+        judge: chooses among the minima of the last round, which it gets best first; the least energy if None.
+            `afield.simulate.rehearse` tries them in physics.
         progress: show a progress bar.
 
     Returns:
-        The grasp in the target scene's world frame: the minimum of Eq. 9 over all starts.
+        The grasp in the target scene's world frame: the minimum of Eq. 9 over all starts, or the judge's choice.
 
     Raises:
         AfieldError: extractor, layer or hand of the demonstration differ, or nothing is left to look at.
@@ -171,7 +174,11 @@ def transfer_grasp(
         schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
         rounds.append((alive, minimize_adam(energy, beta, schedule, on_step=bar.update)))
     bar.close()
-    return _choose(hand, energy, rounds, demonstration, scene, model, config, here)
+    
+    # 4. Choose among the minima that are left.
+    finalists = rounds[-1][1].final_energy.argsort()
+    choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
+    return _report(hand, energy, rounds, int(finalists[choice]), demonstration, scene, model, config, here)
 
 
 def grasp_energy(
@@ -212,19 +219,19 @@ def _survivors(hand: Hand, trace: Trace, keep: int) -> Int[Tensor, "k"]:
     return best_distinct(trace.final_energy, distance + 0.02 * turn, keep, apart=0.02)
 
 
-def _choose(
+def _report(
     hand: Hand,
     energy: Energy,
     rounds: list[tuple[Tensor, Trace]],
+    winner: int,
     demonstration: Demonstration,
     scene: Scene,
     model: FieldModel,
     config: TransferConfig,
     here: Attended,
 ) -> Grasp:
-    """The start with the least energy in the last round, its path through all rounds, and where it came from."""
+    """The chosen minimum, its path through all rounds, and where it came from."""
     alive, last = rounds[-1]
-    winner = int(last.final_energy.argmin())
     if not torch.isfinite(last.final_energy[winner]):
         raise AfieldError("No start of the transfer ended with a finite energy; check the scene's scale and features.")
     start = int(alive[winner])

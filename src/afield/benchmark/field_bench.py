@@ -1,10 +1,10 @@
 """How fast is one step of the attention field? The figures of `afield bench field` come from here.
 
-Three ways to do the same step, forward and backward, of the feature energy (Eq. 7): the fast attention field, the literal
-evaluation of Eq. 3 (`fields/reference.py`), and SparseDFF's interpolation (Eq. 2 with one dense tensor of differences between
-all query and all scene points, as in its released code). They take turns in one process on one thread. The least time of each
-counts, in seconds of the processor: on a quiet machine these are the seconds of the clock, and on a busy one the other programs
-do not count.
+Three ways to do the same step, forward and backward, of the feature energy (Eq. 7): the fast attention field, the
+literal evaluation of Eq. 3 (`fields/reference.py`), and SparseDFF's interpolation (Eq. 2 with one dense tensor of
+differences between all query and all scene points, as in its released code). They take turns in one process on one
+thread. The least time of each counts, in seconds of the processor: on a quiet machine these are the seconds of the
+clock, and on a busy one the other programs do not count.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def dense_interpolation(scene: Scene, queries: Float[Tensor, "q 3"]) -> Float[Te
 def matrix_flops(points: int, channels: int, queries: int, width: int) -> int:
     """Floating point operations of the fast step's matrix products: the floor that no rearrangement gets under.
 
-    Per pair of query and point, forward and backward: values (c each way), then interpolated query, logits and their two
-    gradients (d each), and squared distances and moments (5 and 4).
+    Per pair of query and point, forward and backward: values (c each way), then interpolated query, logits and their
+    two gradients (d each), and squared distances and moments (5 and 4).
     """
     return 2 * points * queries * (2 * channels + 4 * width + 9)
 
@@ -145,8 +145,8 @@ def _step(way: Step, place: Float[Tensor, "s q 3"], goal: Float[Tensor, "q c"]) 
 def _differences(fast: Step, slow: Step, place: Float[Tensor, "s q 3"], goal: Float[Tensor, "q c"]) -> dict[str, float]:
     """Largest differences of features, energies and gradients, relative to the largest value of each.
 
-    Both gradients are taken with the signs that Eq. 7 has in the slow evaluation: where a channel meets its goal to the last
-    digits, rounding decides the sign, and the gradient of an L1 distance jumps.
+    Both gradients are taken with the signs that Eq. 7 has in the slow evaluation: where a channel meets its goal to
+    the last digits, rounding decides the sign, and the gradient of an L1 distance jumps.
     """
     place = place.detach().clone().requires_grad_()
     expected = slow(place)

@@ -1,10 +1,11 @@
 """The neural attention field: a light transformer decoder aggregates the scene's features by relevance (Eq. 3, Fig. 7).
 
-Keys are [X, F], queries [q, f] with f from Eq. 2, values F. The paper leaves open how the pairwise distances are "applied as
-weights to the keys and queries" (appendix A), so there are three presets:
+Keys are [X, F], queries [q, f] with f from Eq. 2, values F. The paper leaves open how the pairwise distances are
+"applied as weights to the keys and queries" (appendix A), so there are three presets:
 
-- `default`: the distances enter the logits, <q, k> / sqrt(d) - a log(dist^2). With small projections and a = 1 this *is*
-  Eq. 2 at the start, and training moves it from spatial towards semantic weights. The output stays in the span of F.
+- `default`: the distances enter the logits, <q, k> / sqrt(d) - a log(dist^2). With small projections and a = 1 this
+  *is* Eq. 2 at the start, and training moves it from spatial towards semantic weights. The output stays in the span
+  of F.
 - `faithful`: the literal reading. Keys and queries are multiplied by the distance weights before the product.
 - `block`: a whole decoder block with several heads, output projection, feed-forward network and residuals.
 """
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
         return self.block(weights, features, interpolation @ features)
 
     def _split(self, projected: Float[Tensor, "m d"]) -> Float[Tensor, "h m e"]:
-        return projected.reshape(len(projected), self.heads, -1).transpose(0, 1)
+        return projected.reshape(len(projected), self.heads, self.config.width // self.heads).transpose(0, 1)
 
     def _position(self, points: Float[Tensor, "m 3"], scene_points: Float[Tensor, "n 3"]) -> Float[Tensor, "m 3"]:
         return (points - scene_points.mean(dim=0)) * self.config.position_scale
@@ -149,7 +150,7 @@ class _Block(nn.Module):
     ) -> Float[Tensor, "q c"]:
         """Heads, output projection and feed-forward network, each added to what came before."""
         values = self.value(features).reshape(len(features), len(weights), -1).transpose(0, 1)
-        mixed = (weights @ values).transpose(0, 1).reshape(len(interpolated), -1)
+        mixed = (weights @ values).transpose(0, 1).reshape(interpolated.shape)
         result = interpolated + self.out(mixed)
         return result + self.shrink(nn.functional.gelu(self.grow(self.norm(result))))
 
@@ -184,4 +185,4 @@ class AttentionField:
             found = self._kernel.weights(flat)
         else:
             found = self.decoder.attention(self.scene.points, self.scene.features, flat)[0].mean(dim=0)
-        return found.reshape(*points.shape[:-1], -1)
+        return found.reshape(*points.shape[:-1], len(self.scene.points))

@@ -1,4 +1,4 @@
-"""A field evaluated once on a grid and looked up by trilinear interpolation: about a hundred times cheaper than the exact one."""
+"""A field evaluated once on a grid and looked up by trilinear interpolation, far cheaper than the exact evaluation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from afield.errors import AfieldError
 from afield.fields.base import Field
 from afield.scene import Scene
+
+MOST_CELLS = 2_000_000
+"""A grid with more points than this is refused: with 65 channels it would hold half a gigabyte."""
 
 
 class BakedField:
@@ -28,9 +32,18 @@ class BakedField:
             scene: its bounding box, widened by `margin`, is the grid's extent.
             spacing: distance of grid points in metres.
             margin: in metres; farther away the hand does not touch the scene.
+
+        Raises:
+            AfieldError: the scene is so large that the grid would not fit into memory.
         """
         low = scene.points.amin(dim=0) - margin
         counts = ((scene.points.amax(dim=0) + margin - low) / spacing).ceil().long() + 1
+        if int(counts.prod()) > MOST_CELLS:
+            size = " x ".join(f"{float(side):.2f}" for side in scene.points.amax(dim=0) - scene.points.amin(dim=0))
+            raise AfieldError(
+                f"'{scene.name}' is {size} m large: a grid of {spacing} m would have {int(counts.prod())} points, "
+                f"and at most {MOST_CELLS} are allowed. Crop the workspace, or choose a larger grid spacing."
+            )
         high = low + (counts - 1) * spacing
         axes = [torch.linspace(float(low[i]), float(high[i]), int(counts[i]), device=low.device) for i in range(3)]
         z, y, x = torch.meshgrid(axes[2], axes[1], axes[0], indexing="ij")

@@ -32,8 +32,9 @@ def cyclic_keypoints(
 ) -> tuple[list[Int[Tensor, "k"]], int]:
     """Points that correspond to each other around a cycle of scenes.
 
-    Neighbouring scenes of a random cycle are linked where two points are among each other's k nearest neighbours in feature
-    space; a chain of links that closes after all scenes is a keypoint. The smallest k with enough keypoints is taken.
+    Neighbouring scenes of a random cycle are linked where two points are among each other's k nearest neighbours in
+    feature space; a chain of links that closes after all scenes is a keypoint. The smallest k with enough keypoints
+    is taken.
 
     Returns:
         For every scene the indices of its keypoints, in corresponding order and each point once; and k.
@@ -72,8 +73,8 @@ def mutual_neighbours(similar: Float[Tensor, "n m"], k: int) -> Bool[Tensor, "n 
 def _close_chains(links: list[Bool[Tensor, "n m"]], similar: list[Float[Tensor, "n m"]]) -> Int[Tensor, "k i"]:
     """The most similar closed chain of every point of the first scene that has one.
 
-    Where two chains meet in a point, the one of larger total similarity stays: a keypoint that appears twice would be its
-    own counter-example in the loss.
+    Where two chains meet in a point, the one of larger total similarity stays: a keypoint that appears twice would be
+    its own counter-example in the loss.
     """
     scores = [torch.where(link, value, -torch.inf) for link, value in zip(links, similar, strict=True)]
     found = [chain for start in range(len(links[0])) if (chain := _best_chain(scores, start)) is not None]
@@ -88,7 +89,7 @@ def _close_chains(links: list[Bool[Tensor, "n m"]], similar: list[Float[Tensor, 
 
 
 def _best_chain(scores: list[Float[Tensor, "n m"]], start: int) -> tuple[float, list[int]] | None:
-    """The closed chain through point `start` of the first scene with the largest sum of similarities, if there is one."""
+    """The most similar closed chain through point `start` of the first scene, with its sum, if there is one."""
     reached, total = torch.tensor([start]), torch.zeros(1)
     steps = []
     for score in scores[:-1]:

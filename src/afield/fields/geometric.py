@@ -1,8 +1,8 @@
 """The geometry channel: how far a query is from the scene, which an average of features cannot say.
 
-A field whose weights sum to one has the same size everywhere, so Eq. 7 has no reason to prefer places near the object. The
-distance to the nearest scene point, appended as one more channel, is the largest single gain that was measured; alone it is
-the control that every table shows.
+A field whose weights sum to one has the same size everywhere, so Eq. 7 has no reason to prefer places near the
+object. The distance to the nearest scene point, appended as one more channel, is the largest single gain that was
+measured; alone it is the control that every table shows.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class GeometryField:
 class WithGeometry:
     """Another field with the geometry channel appended.
 
-    The channel is multiplied by the number of channels c, so that in the mean over channels (Eq. 7) it weighs the same for
-    any feature length: one centimetre of difference in every query point adds scale * c / (c + 1) * 0.01, about 0.02, to
-    the energy. `GeometryField` alone has the same size, so the control and the field are comparable.
+    The channel is multiplied by the number of channels c, so that in the mean over channels (Eq. 7) it weighs the
+    same for any feature length: one centimetre of difference in every query point adds scale * c / (c + 1) * 0.01,
+    about 0.02, to the energy. `GeometryField` alone has the same size, so the control and the field are comparable.
     """
 
     def __init__(self, field: Field, scene: Scene, scale: float = SCALE) -> None:

@@ -26,4 +26,4 @@ class InterpolatedField:
 
     def weights(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch n"]:
         """The weights w of Eq. 2, without a gradient."""
-        return self._kernel.weights(points.reshape(-1, 3)).reshape(*points.shape[:-1], -1)
+        return self._kernel.weights(points.reshape(-1, 3)).reshape(*points.shape[:-1], len(self.scene.points))

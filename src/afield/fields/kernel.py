@@ -2,12 +2,12 @@
 
 `reference.py` says the same in a dozen readable lines; tests hold the two together. What makes this one faster:
 
-- Everything that does not depend on the query is computed once: projected keys, and the features as they enter the queries
-  (interpolating F and projecting the result equals interpolating the projected F, so 64 columns replace 384).
+- Everything that does not depend on the query is computed once: projected keys, and the features as they enter the
+  queries (interpolating F and projecting the result equals interpolating the projected F, so 32 columns replace 384).
 - Squared distances are one matrix product, not a [query, point, 3] tensor of differences.
-- The gradient needs only two further products per pair of feature matrix and keys. Autograd would keep a dozen [query, point]
-  matrices instead of two.
-- Blocks of query points stay in the cache, and all large buffers are used again: fresh ones cost a page fault every 4 kB.
+- The gradient is written out: it needs four products of the size of those in the forward pass, and keeps two
+  [query, point] matrices where autograd would keep a dozen.
+- Blocks of query points stay in the cache, and all large buffers are used again: fresh ones cost page faults.
 """
 
 from __future__ import annotations

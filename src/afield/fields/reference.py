@@ -1,4 +1,4 @@
-"""Eq. 2 and Eq. 3 to the letter: slow, readable, differentiable by autograd. The fast paths are tested against these."""
+"""Eq. 2 and Eq. 3 to the letter, slow and readable; the fast paths are tested against these."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""SparseDFF's refinement (arXiv 2310.16838): a small network that makes the views agree, and the pruning of doubtful points.
+"""SparseDFF's refinement (arXiv 2310.16838): a network that makes the views agree, and pruning of doubtful points.
 
-Features of the same point differ from camera to camera. A network is trained so that what two cameras say about one point is
-more alike than what they say about different points; no demonstration is needed, and one scene suffices. Then every view of
-every point votes for the most similar point nearby among the other views, and points that few vote for are dropped.
+Features of the same point differ from camera to camera. A network is trained so that what two cameras say about one
+point is more alike than what they say about different points; no demonstration is needed, and one scene suffices.
+Then every view of every point votes for the most similar point nearby among the other views, and points that few vote
+for are dropped.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ CACHE_VERSION = 1
 """Raised when crops or tokens change their meaning, so that old entries are not taken for new ones."""
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """Turns square pictures into maps of feature tokens."""
 

@@ -2,32 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from afield.errors import AfieldError
 from afield.observation import Observation, View
 
-Box = tuple[float, float, float, float]
+Number = float | int
+Box = tuple[Number, Number, Number, Number]
 """Left, top, right, bottom in pixels."""
 
+SOLID = 0.012
+"""What rises more than this many metres above the background belongs to the object for sure."""
+FLAT = 0.003
+"""What rises less than this many metres belongs to the background for sure."""
 GROWTH = 0.15
-"""A box that was carried over from another view is grown by this share: that view saw only its side of the object."""
+"""A box that was carried over from other views is grown by this share, for they saw only their side of the object."""
+RIM = 3.0
+"""... and by this many pixels, for the masks' rims are not carried over."""
+ROUNDS = 3
+"""How often boxes are carried over: what the first round finds in the other views shows more sides of the object."""
 WORK_SIZE = 256
 """GrabCut runs on a picture in which the box has at most this many pixels a side; more is slow and not better."""
 
 
-def mask_from_box(color: UInt8[np.ndarray, "h w 3"], box: Box, *, iterations: int = 5) -> Bool[np.ndarray, "h w"]:
+def mask_from_box(
+    color: UInt8[np.ndarray, "h w 3"],
+    box: Box,
+    *,
+    relief: Float[np.ndarray, "h w"] | None = None,
+    iterations: int = 5,
+) -> Bool[np.ndarray, "h w"]:
     """The object in a box, by GrabCut: what is outside the box teaches what background looks like.
 
     Args:
         color: RGB picture.
         box: left, top, right, bottom in pixels; it must hold the whole object and a little around it.
+        relief: how far each pixel rises above the background in metres, NaN where unknown; without it color decides
+            alone, and takes shadows and tables of the object's color for the object.
         iterations: of GrabCut.
 
     Returns:
@@ -37,23 +55,26 @@ def mask_from_box(color: UInt8[np.ndarray, "h w 3"], box: Box, *, iterations: in
         AfieldError: the box does not overlap the picture, or holds nothing that differs from its surroundings.
     """
     height, width = color.shape[:2]
-    left, top = max(0, int(np.floor(box[0]))), max(0, int(np.floor(box[1])))
-    right, bottom = min(width, int(np.ceil(box[2])) + 1), min(height, int(np.ceil(box[3])) + 1)
+    left, top, right, bottom = _borders(box, width, height)
     if right - left < 4 or bottom - top < 4:
         raise AfieldError(
             f"The box {tuple(box)} covers less than 4x4 pixels of a {width}x{height} picture; give left, top, right, "
             "bottom in pixels."
         )
-    # A band of half the box's size around it is enough background.
-    band_x, band_y = (right - left) // 2 + 8, (bottom - top) // 2 + 8
-    part_left, part_top = max(0, left - band_x), max(0, top - band_y)
-    part = color[part_top : bottom + band_y, part_left : right + band_x]
+    around = _surroundings(left, top, right, bottom)
+    part_top, part_left = around[0].start, around[1].start
+    part = color[around]
     scale = min(1.0, WORK_SIZE / max(right - left, bottom - top))
     small = cv2.resize(part, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     labels = np.full(small.shape[:2], cv2.GC_BGD, np.uint8)
     rows = slice(int((top - part_top) * scale), int(np.ceil((bottom - part_top) * scale)))
     columns = slice(int((left - part_left) * scale), int(np.ceil((right - part_left) * scale)))
     labels[rows, columns] = cv2.GC_PR_FGD
+    if relief is not None:
+        rise = cv2.resize(relief[around], small.shape[1::-1], interpolation=cv2.INTER_NEAREST)[rows, columns]
+        inside = labels[rows, columns]
+        inside[rise < FLAT] = cv2.GC_BGD
+        inside[rise > SOLID] = cv2.GC_FGD
     if (labels == cv2.GC_BGD).sum() < 16:
         raise AfieldError(f"The box {tuple(box)} covers the whole {width}x{height} picture; leave some background.")
     cv2.setRNGSeed(0)  # GrabCut draws its first color clusters at random
@@ -90,31 +111,74 @@ def mask_observation(observation: Observation, boxes: Mapping[str, Box]) -> Obse
             f"Boxes were given for {unknown or 'no view'}, but the views of '{observation.name}' are "
             f"{', '.join(names)}."
         )
-    masked = {
-        name: _with_box_mask(view, boxes[name])
-        for name, view in zip(names, observation.views, strict=True)
-        if name in boxes
-    }
-    points = torch.cat([_masked_points(view) for view in masked.values()])
-    if len(points) == 0:
-        raise AfieldError(f"No pixel in the boxes of '{observation.name}' has depth; check the depth images.")
-    for view in observation.views:
-        if view.name not in masked:
-            masked[view.name] = _with_box_mask(view, _projected_box(view, points))
+    masked = {view.name: _with_box_mask(view, boxes[view.name]) for view in observation.views if view.name in boxes}
+    others = [view for view in observation.views if view.name not in boxes]
+    for _ in range(ROUNDS if others else 0):
+        points = torch.cat([_masked_points(view) for view in masked.values()])
+        if len(points) == 0:
+            raise AfieldError(f"No pixel in the boxes of '{observation.name}' has depth; check the depth images.")
+        masked |= {view.name: _with_box_mask(view, _projected_box(view, points)) for view in others}
     return replace(observation, views=tuple(masked[name] for name in names))
 
 
 def _with_box_mask(view: View, box: Box) -> View:
     try:
-        return view.with_mask(mask_from_box(view.color, box))
+        return view.with_mask(mask_from_box(view.color, box, relief=_relief(view, box)))
     except AfieldError as error:
         raise AfieldError(f"View '{view.name}': {error}") from error
+
+
+def _borders(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
+    """The box in whole pixels within the picture; right and bottom are exclusive."""
+    left, top = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+    return left, top, min(width, math.ceil(box[2]) + 1), min(height, math.ceil(box[3]) + 1)
+
+
+def _surroundings(left: int, top: int, right: int, bottom: int) -> tuple[slice, slice]:
+    """Rows and columns of the box with a band of half its size, which is enough background."""
+    band_x, band_y = (right - left) // 2 + 8, (bottom - top) // 2 + 8
+    return slice(max(0, top - band_y), bottom + band_y), slice(max(0, left - band_x), right + band_x)
+
+
+def _relief(view: View, box: Box) -> Float[np.ndarray, "h w"] | None:
+    """Height of each pixel near the box over the plane through the depth around it; None if that is not flat."""
+    left, top, right, bottom = _borders(box, view.camera.width, view.camera.height)
+    rows, columns = np.mgrid[_surroundings(left, top, right, bottom)]
+    keep = (rows < view.camera.height) & (columns < view.camera.width)
+    rows, columns = rows[keep], columns[keep]
+    depth = view.depth[rows, columns]
+    rows, columns, depth = rows[depth > 0], columns[depth > 0], depth[depth > 0]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = view.camera.backproject(pixels, torch.from_numpy(depth).float())
+    outside = torch.from_numpy((columns < left) | (columns >= right) | (rows < top) | (rows >= bottom))
+    background = points[outside]
+    background = background[:: max(1, len(background) // 5000)]
+    member = torch.ones(len(background), dtype=torch.bool)
+    center, normal = torch.zeros(3), torch.zeros(3)
+    for limit in (
+        0.1,
+        0.03,
+        0.01,
+        0.01,
+        0.01,
+    ):  # the first fits are pulled up by other objects, the later ones trim them
+        if int(member.sum()) < 50:
+            return None
+        center = background[member].mean(dim=0)
+        normal = torch.linalg.svd(background[member] - center, full_matrices=False)[2][2]
+        member = ((background - center) @ normal).abs() < limit
+    if float(member.float().mean()) < 0.3:
+        return None
+    normal = normal * torch.sign((view.camera.position - center) @ normal)
+    relief = np.full(view.depth.shape, np.nan, np.float32)
+    relief[rows, columns] = ((points - center) @ normal).numpy()
+    return relief
 
 
 def _masked_points(view: View) -> torch.Tensor:
     """World points of the masked pixels; the mask's rim is left out, for its depth is often that of the background."""
     assert view.mask is not None
-    inner = cv2.erode(view.mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    inner = cv2.erode(view.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
     rows, columns = np.nonzero(inner & (view.depth > 0))
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     return view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]).float())
@@ -126,7 +190,7 @@ def _projected_box(view: View, points: torch.Tensor) -> Box:
     if len(pixels) == 0:
         raise AfieldError(f"The object lies behind the camera of view '{view.name}'; check its pose.")
     low, high = torch.quantile(pixels[:: max(1, len(pixels) // 20_000)], torch.tensor([0.01, 0.99]), dim=0)
-    grow = GROWTH * (high - low)
+    grow = GROWTH * (high - low) + RIM
     left, top = (low - grow).tolist()
     right, bottom = (high + grow).tolist()
     return left, top, right, bottom

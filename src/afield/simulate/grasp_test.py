@@ -1,5 +1,7 @@
 """The grasp test: approach, close, squeeze, lift 10 cm, then six pushes (the paper's real-robot test, in physics)."""
 
+# pyright: reportAttributeAccessIssue=false
+# MuJoCo is a compiled module without type stubs.
 from __future__ import annotations
 
 import math
@@ -14,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from afield.errors import AfieldError
-from afield.geometry import quat_wxyz_to_matrix, rotation_angle
+from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.simulate.closing import closing_step
 from afield.simulate.world import CARRIER, MOCAP, HandActuation, World, build_world, carrier_pose, hand_joint_ids
@@ -93,8 +94,8 @@ def simulate_grasp(
 ) -> GraspTest:
     """Test a grasp in physics.
 
-    The hand comes from its pregrasp, closes to the grasp, squeezes, lifts, and holds against a push of 10 N per kilogram
-    along each of the six axes of the world, each from the same lifted state.
+    The hand comes from its pregrasp, closes to the grasp, squeezes, lifts, and holds against a push of 10 N per
+    kilogram along each of the six axes of the world, each from the same lifted state.
 
     Args:
         world: table and objects.
@@ -115,7 +116,7 @@ def simulate_grasp(
         for name, direction in DIRECTIONS.items():
             pushes[name] = episode.push(target, np.array(direction))
             bar.update()
-    failure = _judge(config, penetration, lift_height, pushes)
+    failure = episode.instability() or _judge(config, penetration, lift_height, pushes)
     limits = {
         "penetration": config.max_penetration,
         "lift": config.lifted,
@@ -123,19 +124,33 @@ def simulate_grasp(
         "rotation": config.max_rotation,
     }
     return GraspTest(
-        failure is None, failure, target, world.geometry, penetration, lift_height, pushes, np.array(episode.frames), limits
-    )  # fmt: skip
+        success=failure is None,
+        failure=failure,
+        target=target,
+        geometry=world.geometry,
+        initial_penetration=penetration,
+        lift_height=lift_height,
+        pushes=pushes,
+        frames=np.array(episode.frames),
+        limits=limits,
+    )
 
 
 def _judge(config: GraspTestConfig, penetration: float, lift: float, pushes: dict[str, dict[str, Any]]) -> str | None:
     """The first condition that failed, as a sentence."""
     if penetration > config.max_penetration:
-        return f"the hand overlaps the object by {penetration * 100:.1f} cm at the grasp (limit {config.max_penetration * 100:.0f} cm)."
+        return (
+            f"the hand overlaps the object by {penetration * 100:.1f} cm at the grasp "
+            f"(limit {config.max_penetration * 100:.0f} cm)."
+        )
     if lift < config.lifted:
         return f"the object rose by {lift * 100:.1f} cm of {config.lift * 100:.0f} cm when the hand was lifted."
     for name, push in pushes.items():
         if push["displacement"] > config.max_displacement:
-            return f"the push along {name} moved the object by {push['displacement'] * 100:.1f} cm (limit {config.max_displacement * 100:.0f} cm)."
+            return (
+                f"the push along {name} moved the object by {push['displacement'] * 100:.1f} cm "
+                f"(limit {config.max_displacement * 100:.0f} cm)."
+            )
         if push["rotation"] > config.max_rotation:
             return (
                 f"the push along {name} turned the object by {math.degrees(push['rotation']):.0f} degrees "
@@ -269,8 +284,13 @@ class _Episode:
             self._aim(pose, (start[9:] + share * (goal[9:] - start[9:])).numpy())
             mujoco.mj_step(self.model, self.data)
             self._record(step)
-        if not np.isfinite(self.data.qpos).all():
-            raise AfieldError("The physics became unstable; the grasp overlaps an object or the table too deeply.")
+
+    def instability(self) -> str | None:
+        """A sentence if the numbers exploded. MuJoCo then starts over from its first state, which must not pass for a grasp."""
+        kinds = (mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQVEL, mujoco.mjtWarning.mjWARN_BADQACC)
+        if any(self.data.warning[kind].number for kind in kinds):
+            return "the physics became unstable; the hand overlaps an object or the table too deeply."
+        return None
 
     def _record(self, step: int) -> None:
         if step % 20 == 0:
@@ -285,4 +305,3 @@ class _Episode:
     def _restore(self, state: np.ndarray) -> None:
         mujoco.mj_setState(self.model, self.data, state, mujoco.mjtState.mjSTATE_INTEGRATION)
         mujoco.mj_forward(self.model, self.data)
-

@@ -1,5 +1,7 @@
 """Pictures of a grasp test; nothing but these needs a graphics driver."""
 
+# pyright: reportAttributeAccessIssue=false
+# MuJoCo is a compiled module without type stubs.
 from __future__ import annotations
 
 import logging

@@ -1,5 +1,7 @@
-"""MuJoCo worlds for the grasp test: the objects of a capture, or what was seen of them, and a hand that can be moved."""
+"""MuJoCo worlds for the grasp test: objects of a capture, or what was seen of them, and a hand that can be moved."""
 
+# pyright: reportAttributeAccessIssue=false
+# MuJoCo is a compiled module without type stubs.
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -9,14 +11,13 @@ import mujoco
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import ConvexHull, QhullError, cKDTree
+from scipy.spatial import ConvexHull, KDTree, QhullError
 from torch import Tensor
 
 from afield.artifacts import read_json
 from afield.capture.rendered import add_object
 from afield.errors import AfieldError
+from afield.fields.prepare import instances
 from afield.geometry import matrix_to_quat_wxyz
 from afield.hand import Hand
 from afield.observation import Observation
@@ -41,6 +42,10 @@ class WorldObject:
     """Folder with `object.json`, for a known object."""
     hull: Float[np.ndarray, "v 3"] | None = None
     """Vertices of its convex hull in metres in its own frame, for an observed one."""
+    balls: Float[np.ndarray, "k 3"] | None = None
+    """Or the centres of balls that fill its observed surface."""
+    radius: float = 0.003
+    """Radius of these balls in metres."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,9 @@ def world_from_capture(observation: Observation) -> World:
     """
     simulation = observation.extra.get("simulation")
     if not isinstance(simulation, dict) or observation.folder is None:
-        raise AfieldError(f"The capture '{observation.name}' has no simulated world; use the observed geometry instead.")
+        raise AfieldError(
+            f"The capture '{observation.name}' has no simulated world; use the observed geometry instead."
+        )
     objects = []
     try:
         for entry in simulation["objects"]:
@@ -91,43 +98,57 @@ def world_from_capture(observation: Observation) -> World:
             objects.append(WorldObject(entry["name"], np.array(entry["T_world_object"], dtype=float), mass, folder))
         return World(tuple(objects), float(simulation["table_height"]), simulation.get("target"), "known")
     except (KeyError, TypeError, ValueError) as error:
-        raise AfieldError(f"The simulated world in {observation.folder}/capture.json is incomplete: {error}.") from error
+        raise AfieldError(
+            f"The simulated world in {observation.folder}/capture.json is incomplete: {error}."
+        ) from error
 
 
-def world_from_scene(scene: Scene, gap: float = 0.012) -> World:
-    """A world out of what was seen: one convex hull for every cluster of points, reaching down to the table.
+def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
+    """A world out of what was seen, for captures without known objects and for rehearsing a grasp.
+
+    The cluster of points nearest to the palm is the target: a rigid body with a ball at every point, so that it keeps
+    legs, handles and holes. Every other cluster is a convex hull.
 
     Args:
         scene: the observed points.
-        gap: points farther apart than this, in metres, belong to different objects.
+        palm: where the hand will be, metres, world.
+
+    Raises:
+        AfieldError: no cluster has 20 points.
     """
     points = scene.points.cpu().numpy().astype(float)
     height = float(points[:, 2].min())
     if scene.table is not None:
-        center = scene.points.mean(dim=0).cpu()
-        up = scene.table.normal.cpu()
+        center, up = scene.points.mean(dim=0).cpu(), scene.table.normal.cpu()
         height = float((scene.table.offset - float(up[:2] @ center[:2])) / float(up[2]))
-    pairs = cKDTree(points).query_pairs(gap, output_type="ndarray")
-    graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
-    _, label = connected_components(graph, directed=False)
-    objects = []
-    for cluster in range(int(label.max()) + 1):
-        member = points[label == cluster]
-        if len(member) < 20:
-            continue
-        lowest = member[member[:, 2] < np.quantile(member[:, 2], 0.2)].copy()
-        lowest[:, 2] = height
-        member = np.concatenate((member, lowest))
-        pose = np.eye(4)
-        pose[:3, 3] = [*member[:, :2].mean(axis=0), height]
-        try:
-            hull = ConvexHull(member - pose[:3, 3])
-        except QhullError:
-            continue
-        objects.append(WorldObject(f"object{len(objects)}", pose, OBSERVED_MASS, hull=hull.points[hull.vertices]))
-    if not objects:
+    label = instances(scene).cpu().numpy()
+    clusters = [points[label == number] for number in range(int(label.max()) + 1)]
+    clusters = [member for member in clusters if len(member) >= 20]
+    if not clusters:
         raise AfieldError(f"No cluster of the scene '{scene.name}' has 20 points, so there is nothing to simulate.")
-    return World(tuple(objects), height, None, "observed")
+    nearest = [float(np.linalg.norm(member - palm.cpu().numpy(), axis=1).min()) for member in clusters]
+    target = int(np.argmin(nearest))
+    objects = [_observed(f"object{i}", member, height, solid=i != target) for i, member in enumerate(clusters)]
+    return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed")
+
+
+def _observed(name: str, points: Float[np.ndarray, "n 3"], height: float, *, solid: bool) -> WorldObject | None:
+    """An object out of its points; those near the table, whose removal cut the object off, reach down to it."""
+    spacing = float(np.median(KDTree(points).query(points, k=2)[0][:, 1]))
+    radius = min(max(spacing / 2, 0.002), 0.005)
+    low = points[points[:, 2] < height + 0.02]
+    feet = low * [1, 1, 0] + [0, 0, height + radius]
+    points = np.concatenate((points, feet))
+    pose = np.eye(4)
+    pose[:3, 3] = [*points[:, :2].mean(axis=0), height]
+    local = points - pose[:3, 3]
+    if not solid:
+        return WorldObject(name, pose, OBSERVED_MASS, balls=local, radius=radius)
+    try:
+        hull = ConvexHull(local)
+    except QhullError:
+        return None
+    return WorldObject(name, pose, OBSERVED_MASS, hull=hull.points[hull.vertices])
 
 
 def build_world(world: World, hand: Hand, actuation: HandActuation | None = None) -> mujoco.MjModel:
@@ -177,8 +198,14 @@ def _add_room(spec: mujoco.MjSpec, height: float) -> None:
 def _add_thing(spec: mujoco.MjSpec, thing: WorldObject) -> None:
     if thing.folder is not None:
         body = add_object(spec, thing.folder, thing.name)
+    elif thing.balls is not None:
+        body = spec.worldbody.add_body(name=thing.name)
+        body.add_freejoint(name=f"{thing.name}_free")
+        for ball in thing.balls:
+            geom = body.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[thing.radius, 0, 0], pos=ball)
+            geom.condim, geom.rgba = 4, [0.45, 0.6, 0.75, 1]
     else:
-        assert thing.hull is not None, "an object has a folder or a hull"
+        assert thing.hull is not None, "an object has a folder, balls or a hull"
         body = spec.worldbody.add_body(name=thing.name)
         body.add_freejoint(name=f"{thing.name}_free")
         spec.add_mesh(name=thing.name, uservert=thing.hull.astype(np.float32).ravel())

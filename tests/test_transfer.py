@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from afield.attend import attend
+from afield.demonstration import Demonstration, demonstrate
+from afield.errors import AfieldError
+from afield.geometry import pose_from, rotation_about_axis, transform_points
+from afield.hand import Hand, hand_by_name
+from afield.pretrain import FieldModel, train_field
+from afield.result import Grasp
+from afield.run import Run
+from afield.scene import FeatureSource, Plane, Scene
+from afield.starts import StartConfig, sample_starts
+from afield.transfer import Stage, TransferConfig, Weights, transfer_grasp
+
+SOURCE = FeatureSource("color", 1, 224, 0.3)
+TABLE = Plane(torch.tensor([0.0, 0.0, 1.0]), 0.0)
+QUICK = TransferConfig(
+    stages=(Stage(24, 60, 64, 128, True, 1e-2, 3e-3), Stage(4, 60, 128, 512, False, 5e-3, 5e-4)),
+    start=StartConfig(like_demonstration=1.0),
+)
+
+
+def _thing(seed: int = 0) -> Scene:
+    """A bent bar 14 cm long, 8 cm above the table, whose features change smoothly along and around it."""
+    generator = torch.Generator().manual_seed(seed)
+    along = torch.rand(700, generator=generator) - 0.5
+    angle = 2 * math.pi * torch.rand(700, generator=generator)
+    bend = 0.03 * (along * 4).square()
+    points = torch.stack((0.14 * along, bend + 0.02 * angle.cos(), 0.08 + 0.02 * angle.sin()), dim=-1)
+    normals = torch.stack((torch.zeros(700), angle.cos(), angle.sin()), dim=-1)
+    wave = 25 * torch.randn(3, 16, generator=torch.Generator().manual_seed(9))
+    features = torch.nn.functional.normalize(torch.cos(points @ wave + torch.arange(16.0)), dim=-1)
+    colors = torch.rand(700, 1, generator=generator).expand(700, 3).clone()
+    return Scene(points, features, colors, normals, SOURCE, TABLE, f"thing{seed}")
+
+
+def _moved(scene: Scene, pose: torch.Tensor) -> Scene:
+    return replace(
+        scene, points=transform_points(pose, scene.points), normals=scene.normals @ pose[:3, :3].T, name="moved"
+    )
+
+
+@pytest.fixture(scope="module")
+def hand() -> Hand:
+    return hand_by_name("shadow")
+
+
+@pytest.fixture(scope="module")
+def demonstration(hand: Hand) -> Demonstration:
+    """The palm looks down on one half of the bar, fingers across it, as low as it can without touching it."""
+    normal, finger = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0])
+    axes = torch.stack((hand.palm_normal, hand.finger_direction, torch.linalg.cross(hand.palm_normal, hand.finger_direction)), 1)
+    rotation = torch.stack((normal, finger, torch.linalg.cross(normal, finger)), 1) @ axes.T
+    palm = torch.tensor([0.03, -0.02, 0.115])
+    beta = hand.join(pose_from(rotation, palm - rotation @ hand.palm_center), hand.neutral())
+    while float(hand.signed_distance(beta, _thing().points).min()) < 0.0:
+        beta[2] += 0.001
+    return demonstrate("bar", hand, beta, _thing())
+
+
+@pytest.fixture(scope="module")
+def model() -> FieldModel:
+    return train_field([_thing(), _thing(1)], kind="dff", channels=16, progress=False)
+
+
+@pytest.fixture(scope="module")
+def motion() -> torch.Tensor:
+    turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(2.1))
+    return pose_from(turn, torch.tensor([0.2, -0.1, 0.0]))
+
+
+def test_a_moved_object_moves_the_grasp_with_it(
+    hand: Hand, demonstration: Demonstration, model: FieldModel, motion: torch.Tensor
+) -> None:
+    target = _moved(_thing(), motion)
+    grasp = transfer_grasp(demonstration, target, model, hand, QUICK, progress=False)
+    wanted = transform_points(motion, demonstration.query_points(hand))
+    found = hand.place(demonstration.points, grasp.beta)
+    assert float((found - wanted).norm(dim=-1).mean()) < 0.01
+    low, high = hand.limits[:, 0], hand.limits[:, 1]
+    assert bool(((grasp.beta[9:] >= low) & (grasp.beta[9:] <= high)).all())
+    assert abs(grasp.energy - sum(grasp.terms.values())) < 1e-4
+
+
+def test_history_is_kept_and_the_energy_of_the_path_falls(
+    hand: Hand, demonstration: Demonstration, model: FieldModel
+) -> None:
+    grasp = transfer_grasp(demonstration, _thing(2), model, hand, QUICK, progress=False)
+    history = grasp.history
+    assert history.beta.shape == (61 + 61, hand.dof)
+    assert history.step[0] == 0
+    assert history.step[-1] == 120
+    assert set(history.terms) == {"feature", "penetration", "self_penetration", "joint_limits", "table"}
+    assert len(history.start_energy) == 24
+    assert [len(start) for start, _, _ in history.rounds] == [24, 4]
+    total = torch.stack(tuple(history.terms.values())).sum(dim=0)
+    assert float(total[60]) < float(total[0])
+    assert float(total[-1]) < float(total[61])
+
+
+def test_the_same_seed_gives_the_same_bytes(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:
+    config = replace(QUICK, stages=(Stage(4, 5, 32, 64, True), Stage(2, 3, 32, 64, False)))
+    first = transfer_grasp(demonstration, _thing(2), model, hand, config, progress=False)
+    second = transfer_grasp(demonstration, _thing(2), model, hand, config, progress=False)
+    other = transfer_grasp(demonstration, _thing(2), model, hand, replace(config, seed=1), progress=False)
+    assert torch.equal(first.beta, second.beta)
+    assert not torch.equal(first.beta, other.beta)
+
+
+def test_the_judge_gets_the_minima_best_first_and_is_obeyed(
+    hand: Hand, demonstration: Demonstration, model: FieldModel
+) -> None:
+    seen = []
+
+    def judge(finalists: torch.Tensor) -> int:
+        seen.append(finalists)
+        return 1
+
+    config = replace(QUICK, stages=(Stage(6, 20, 64, 64, True), Stage(3, 5, 64, 128, False)))
+    best = transfer_grasp(demonstration, _thing(2), model, hand, config, progress=False)
+    chosen = transfer_grasp(demonstration, _thing(2), model, hand, config, judge=judge, progress=False)
+    assert seen[0].shape == (3, hand.dof)
+    torch.testing.assert_close(seen[0][0], best.beta)
+    torch.testing.assert_close(seen[0][1], chosen.beta)
+    assert chosen.energy > best.energy
+
+
+def test_faithful_means_the_paper(hand: Hand) -> None:
+    config = TransferConfig(preset="faithful").resolved()
+    assert (config.gate, config.center, config.geometry) == (False, False, False)
+    assert config.weights == Weights(penetration=0.1, self_penetration=0.01, joint_limits=0.01, table=0.0)
+    assert config.start.random_joints
+
+
+def test_the_gate_leaves_other_objects_aside(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:
+    thing, other = _thing(), _thing(1)
+    shift = torch.tensor([0.3, 0.0, 0.0])
+    strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
+    both = replace(
+        thing,
+        points=torch.cat((thing.points, other.points + shift)),
+        features=torch.cat((thing.features, strange)),
+        colors=torch.cat((thing.colors, other.colors)),
+        normals=torch.cat((thing.normals, other.normals)),
+    )
+    _, here = attend(demonstration, both, model, hand, use_gate=True, center=True)
+    assert float(here.scene.points[:, 0].max()) < 0.15
+    assert len(here.scene.points) > 600
+    _, whole = attend(demonstration, both, model, hand, use_gate=False, center=True)
+    assert len(whole.scene.points) == 1400
+
+
+def test_starts_hold_the_scene_as_the_demonstration_held_its_region(hand: Hand, demonstration: Demonstration) -> None:
+    scene = _thing(2)
+    config = StartConfig(like_demonstration=0.5)
+    beta = sample_starts(demonstration, scene, hand, 40, config, torch.Generator().manual_seed(0))
+    pose, joints = hand.split(beta)
+    region = demonstration.scene.points[demonstration.region(hand)].mean(dim=0)
+    shown, _ = hand.split(demonstration.beta)
+    held = shown[:3, :3].T @ (region - shown[:3, 3])
+    anchors = (pose[:, :3, :3] @ held) + pose[:, :3, 3]
+    assert float(torch.cdist(anchors, scene.points).amin(dim=-1).max()) < 1e-4
+    down = (pose[:, :3, :3] @ hand.palm_normal)[:, 2]
+    assert bool((down[:20] < -math.cos(config.tilt) + 1e-3).all()), "turned demonstrations tilt by 30 degrees at most"
+    assert bool((joints >= hand.limits[:, 0]).all())
+    assert bool((joints <= hand.limits[:, 1]).all())
+
+
+def test_mismatches_name_both_sides(
+    hand: Hand, demonstration: Demonstration, model: FieldModel, tmp_path: Path
+) -> None:
+    foreign = replace(_thing(2), source=replace(SOURCE, extractor="dinov2-s-embedded", layer=10))
+    with pytest.raises(AfieldError, match=r"color, layer 1.*dinov2-s-embedded, layer 10"):
+        transfer_grasp(demonstration, foreign, model, hand, QUICK, progress=False)
+    other_hand = replace(demonstration, hand="allegro", hand_fingerprint="0123456789abcdef")
+    with pytest.raises(AfieldError, match="'allegro' .01234567.* the hand 'shadow'"):
+        transfer_grasp(other_hand, _thing(2), model, hand, QUICK, progress=False)
+    wrong = replace(model, source=replace(SOURCE, layer=3))
+    with pytest.raises(AfieldError, match=r"made for features of color, layer 3"):
+        transfer_grasp(demonstration, _thing(2), wrong, hand, QUICK, progress=False)
+
+
+def test_a_hand_far_from_everything_demonstrates_nothing(hand: Hand, demonstration: Demonstration) -> None:
+    far = demonstration.beta.clone()
+    far[2] += 1.0
+    with pytest.raises(AfieldError, match="touches nothing"):
+        demonstrate("far", hand, far, _thing())
+
+
+def test_a_run_survives_the_disk(
+    hand: Hand, demonstration: Demonstration, model: FieldModel, tmp_path: Path
+) -> None:
+    config = replace(QUICK, stages=(Stage(4, 5, 32, 64, True), Stage(2, 3, 32, 64, False)))
+    target = _thing(2)
+    grasp = transfer_grasp(demonstration, target, model, hand, config, progress=False)
+    Run(grasp, demonstration, target, model, hand).save(tmp_path / "run")
+    loaded = Run.load(tmp_path / "run")
+    assert torch.equal(loaded.grasp.beta, grasp.beta)
+    assert loaded.grasp.terms == grasp.terms
+    assert len(loaded.grasp.history.rounds) == 2
+    assert torch.equal(loaded.grasp.history.rounds[1][1], grasp.history.rounds[1][1])
+    assert torch.equal(loaded.demonstration.scene.features, demonstration.scene.features)
+    again = transfer_grasp(loaded.demonstration, loaded.scene, loaded.model, loaded.hand, config, progress=False)
+    assert torch.equal(again.beta, grasp.beta), "what was loaded repeats the run to the byte"
+    described = loaded.grasp.describe(hand)
+    assert set(described["joints"]) == set(hand.joint_names)
+    (tmp_path / "run" / "grasp" / "tensors.safetensors").write_bytes(b"short")
+    with pytest.raises(AfieldError, match="may be truncated"):
+        Grasp.load(tmp_path / "run" / "grasp")
+    with pytest.raises(AfieldError, match="is not a run"):
+        Run.load(tmp_path)
