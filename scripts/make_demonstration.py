@@ -139,7 +139,15 @@ def robustness(world: World, hand: Hand, beta: torch.Tensor, surface: torch.Tens
     return held / trials
 
 
-def main(object: str = "horse", part: str = "back", candidates: int = 40, trials: int = 8, overlap: float = 0.003, seed: int = 0, out: Path = SAMPLES / "demonstrations") -> None:
+def main(
+    object: str = "horse",
+    part: str = "back",
+    candidates: int = 40,
+    trials: int = 8,
+    overlap: float = 0.003,
+    seed: int = 0,
+    out: Path = SAMPLES / "demonstrations",
+) -> None:
     """Search, and write the most robust configuration to the samples.
 
     Args:
@@ -159,7 +167,10 @@ def main(object: str = "horse", part: str = "back", candidates: int = 40, trials
     for index in tqdm(range(candidates)):
         beta = candidate(world, hand, goal, generator)
         test = simulate_grasp(world, hand, beta, goal.surface, progress=False)
-        tqdm.write(f"{index}: {test.failure or 'holds'} (rose {test.lift_height * 100:.1f} cm, overlap {test.initial_penetration * 1000:.0f} mm)")
+        tqdm.write(
+        overlap_mm = test.initial_penetration * 1e3
+        tqdm.write(f"{index}: {test.failure or 'holds'} (overlap {overlap_mm:.0f} mm)")
+        )
         if test.success and test.initial_penetration < overlap:
             share = robustness(world, hand, beta, goal.surface, trials, seed)
             tqdm.write(f"   robust in {share:.0%}")

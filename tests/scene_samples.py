@@ -27,7 +27,7 @@ def ball_on_table(
         position = torch.tensor([0.6 * np.cos(angle), 0.6 * np.sin(angle), 0.6], dtype=torch.float32)
         pose = look_at(position, torch.tensor([0.0, 0.0, 0.03]), torch.tensor([0.0, 0.0, 1.0]))
         camera = Camera(width, height, 1.1 * width, 1.1 * width, (width - 1) / 2, (height - 1) / 2, pose)
-        centers = ([BALL_CENTER] if ball else []) + ([BALL_CENTER + [-0.25, 0.0, 0.0]] if second else [])
+        centers = ([BALL_CENTER] if ball else []) + ([BALL_CENTER + np.array([-0.25, 0.0, 0.0])] if second else [])
         depth, label, points = _cast(camera, centers)
         shade = 0.8 + 0.2 * np.sin(40 * points[..., 0]) * np.sin(40 * points[..., 1])
         color = np.where((label == 0)[..., None], [110, 110, 115], 0) * shade[..., None]

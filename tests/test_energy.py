@@ -110,7 +110,9 @@ def test_the_energy_adds_its_weighted_terms(hand: Hand, betas: torch.Tensor) -> 
 def test_gradients_match_finite_differences(hand: Hand, betas: torch.Tensor) -> None:
     exact = hand.to(dtype=torch.float64)
     points = exact.sample_surface(20, seed=0)
-    scene = betas[0, :3].double() + 0.1 * torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    scene = betas[0, :3].double() + 0.1 * torch.randn(
+        50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+    )
     goal = exact.place(points, betas[0].double()) + 0.3
     table = Plane(torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64), 0.5)
     terms = {

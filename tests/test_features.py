@@ -22,7 +22,8 @@ from afield.perception.masks import mask_from_box, mask_observation
 @pytest.fixture
 def tiny_dinov2(tmp_path: Path) -> Path:
     """A randomly initialized DINOv2 with two blocks and four registers, saved to disk."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
     config = transformers.Dinov2WithRegistersConfig(num_register_tokens=4, **sizes)
@@ -40,8 +41,8 @@ def pictures(count: int, side: int) -> np.ndarray:
 @pytest.mark.parametrize("layer", [3, 10])
 def test_embedded_dinov2_equals_its_own_onnx_graph(layer: int) -> None:
     import onnx
+    import onnxruntime
 
-    onnxruntime = pytest.importorskip("onnxruntime")
     graph = onnx.load(str(embedded_graph_path()))
     sums = [n.output[0] for n in graph.graph.node if n.name.startswith(f"/backbone/encoder/layer.{layer - 1}/Add")]
     graph.graph.output.append(onnx.helper.make_tensor_value_info(sums[-1], onnx.TensorProto.FLOAT, None))
@@ -84,7 +85,8 @@ def test_every_extractor_keeps_the_contract(name: str, tiny_dinov2: Path) -> Non
 
 
 def test_transformers_backbone_skips_class_and_registers_and_uses_the_models_colors(tiny_dinov2: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     images = pictures(1, 56)
     found = extractor_by_name(f"transformers:{tiny_dinov2}", layer=1, resolution=56, device="cpu")(images)
     network = transformers.AutoModel.from_pretrained(tiny_dinov2).eval()
@@ -97,7 +99,6 @@ def test_transformers_backbone_skips_class_and_registers_and_uses_the_models_col
 def test_missing_weights_and_names_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(AfieldError, match="choose dinov2-s-embedded, color, or transformers:"):
         extractor_by_name("dino")
-    pytest.importorskip("transformers")
     with pytest.raises(AfieldError, match=r"run: hf download .*nowhere"):
         extractor_by_name(f"transformers:{tmp_path / 'nowhere'}")
     monkeypatch.setitem(sys.modules, "transformers", None)
@@ -170,6 +171,14 @@ def test_a_feature_is_what_the_picture_shows_at_its_pixel(tmp_path: Path) -> Non
         atol=0.006,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize("side", [14.0, 28.0, 84.0])
+def test_crop_pixels_are_means_over_the_area_they_cover(side: float) -> None:
+    ramp = np.repeat(np.repeat(np.arange(200, dtype=np.uint8)[None, :, None], 200, axis=0), 3, axis=2)
+    crop = Crop(50.5, 60.5, side).cut(ramp, 28)
+    expected = 50.5 + (np.arange(28) + 0.5) * side / 28
+    assert np.abs(crop[14, 2:-2, 0] - expected[2:-2]).max() <= 0.51, "8-bit rounding is all that may differ"
 
 
 def test_crop_outside_the_picture_is_background() -> None:

@@ -176,7 +176,7 @@ def test_bad_input_is_explained(tmp_path: Path) -> None:
     views = [
         replace(v, camera=replace(v.camera, T_world_camera=up @ v.camera.T_world_camera)) for v in observation.views
     ]
-    with pytest.raises(AfieldError, match="No horizontal plane holds a tenth of the points of 'ball'.*give masks"):
+    with pytest.raises(AfieldError, match=r"No horizontal plane holds a tenth of the points of 'ball'.*give masks"):
         fuse_cloud(replace(observation, views=tuple(views)), CONFIG)
 
 

@@ -224,7 +224,7 @@ def test_a_capture_without_a_simulated_world_is_refused(observation: Observation
     with pytest.raises(AfieldError, match="'horse' has no simulated world"):
         world_from_capture(replace(observation, extra={}))
     broken = {"simulation": {"table_height": 0.0, "objects": [{"name": "horse"}]}}
-    with pytest.raises(AfieldError, match="incomplete.*'object'"):
+    with pytest.raises(AfieldError, match=r"incomplete.*'object'"):
         world_from_capture(replace(observation, extra=broken))
 
 

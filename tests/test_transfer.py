@@ -56,7 +56,9 @@ def hand() -> Hand:
 def demonstration(hand: Hand) -> Demonstration:
     """The palm looks down on one half of the bar, fingers across it, as low as it can without touching it."""
     normal, finger = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([0.0, 1.0, 0.0])
-    axes = torch.stack((hand.palm_normal, hand.finger_direction, torch.linalg.cross(hand.palm_normal, hand.finger_direction)), 1)
+    axes = torch.stack(
+        (hand.palm_normal, hand.finger_direction, torch.linalg.cross(hand.palm_normal, hand.finger_direction)), 1
+    )
     rotation = torch.stack((normal, finger, torch.linalg.cross(normal, finger)), 1) @ axes.T
     palm = torch.tensor([0.03, -0.02, 0.115])
     beta = hand.join(pose_from(rotation, palm - rotation @ hand.palm_center), hand.neutral())
@@ -180,7 +182,7 @@ def test_mismatches_name_both_sides(
     with pytest.raises(AfieldError, match=r"color, layer 1.*dinov2-s-embedded, layer 10"):
         transfer_grasp(demonstration, foreign, model, hand, QUICK, progress=False)
     other_hand = replace(demonstration, hand="allegro", hand_fingerprint="0123456789abcdef")
-    with pytest.raises(AfieldError, match="'allegro' .01234567.* the hand 'shadow'"):
+    with pytest.raises(AfieldError, match=r"'allegro' .01234567.* the hand 'shadow'"):
         transfer_grasp(other_hand, _thing(2), model, hand, QUICK, progress=False)
     wrong = replace(model, source=replace(SOURCE, layer=3))
     with pytest.raises(AfieldError, match=r"made for features of color, layer 3"):
@@ -194,9 +196,7 @@ def test_a_hand_far_from_everything_demonstrates_nothing(hand: Hand, demonstrati
         demonstrate("far", hand, far, _thing())
 
 
-def test_a_run_survives_the_disk(
-    hand: Hand, demonstration: Demonstration, model: FieldModel, tmp_path: Path
-) -> None:
+def test_a_run_survives_the_disk(hand: Hand, demonstration: Demonstration, model: FieldModel, tmp_path: Path) -> None:
     config = replace(QUICK, stages=(Stage(4, 5, 32, 64, True), Stage(2, 3, 32, 64, False)))
     target = _thing(2)
     grasp = transfer_grasp(demonstration, target, model, hand, config, progress=False)

@@ -14,7 +14,7 @@ from afield.artifacts import write_json
 from afield.demonstration import demonstrate
 from afield.hand import hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
-from afield.pipeline import SIMULATION_NAME, scene_from_capture, test_run, transfer_and_rehearse, view_run
+from afield.pipeline import SIMULATION_NAME, physics_of_run, scene_from_capture, transfer_and_rehearse, view_run
 from afield.pretrain import train_field
 from afield.run import Run
 from afield.transfer import TransferConfig
@@ -59,7 +59,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, An
         run = Run(grasp, demonstration, scene, model, hand, captures / TARGET, "shadow", seconds)
         run.save(out)
     with _step("5/6 test it in physics", "simulate", seconds, progress):
-        test = test_run(run, progress=progress)
+        test = physics_of_run(run, progress=progress)
         write_json(out / SIMULATION_NAME, test.to_json())
     with _step("6/6 draw the report", "report", seconds, progress):
         view_run(out)

@@ -60,7 +60,9 @@ def inverse_pose(pose: Float[Tensor, "*batch 4 4"]) -> Float[Tensor, "*batch 4 4
     return pose_from(rotation, -(rotation @ pose[..., :3, 3:])[..., 0])
 
 
-def transform_points(pose: Float[Tensor, "*batch 4 4"], points: Float[Tensor, "*batch n 3"]) -> Float[Tensor, "*batch n 3"]:
+def transform_points(
+    pose: Float[Tensor, "*batch 4 4"], points: Float[Tensor, "*batch n 3"]
+) -> Float[Tensor, "*batch n 3"]:
     """Points of frame b in frame a, for a pose `T_a_b`; batch dimensions broadcast."""
     return points @ pose[..., :3, :3].transpose(-1, -2) + pose[..., None, :3, 3]
 

@@ -46,7 +46,9 @@ class Camera:
         if self.width <= 0 or self.height <= 0:
             raise AfieldError(f"A camera of {self.width}x{self.height} pixels has no image; both must be positive.")
         if not all(math.isfinite(value) for value in numbers) or self.fx <= 0 or self.fy <= 0:
-            raise AfieldError(f"Camera intrinsics (fx, fy, cx, cy) = {numbers} must be finite, with positive focal lengths.")
+            raise AfieldError(
+                f"Camera intrinsics (fx, fy, cx, cy) = {numbers} must be finite, with positive focal lengths."
+            )
         pose = self.T_world_camera
         if pose.shape != (4, 4) or not torch.isfinite(pose).all():
             raise AfieldError(f"T_world_camera must be a finite 4x4 matrix, but has shape {tuple(pose.shape)}.")
@@ -64,9 +66,7 @@ class Camera:
         """The camera centre in the world, in metres."""
         return self.T_world_camera[:3, 3]
 
-    def backproject(
-        self, pixels: Float[Tensor, "n 2"], depth: Float[Tensor, "n"]
-    ) -> Float[Tensor, "n 3"]:
+    def backproject(self, pixels: Float[Tensor, "n 2"], depth: Float[Tensor, "n"]) -> Float[Tensor, "n 3"]:
         """World points of pixels (x, y) with depth along the optical axis, in metres."""
         x = (pixels[:, 0] - self.cx) / self.fx
         y = (pixels[:, 1] - self.cy) / self.fy
@@ -106,14 +106,18 @@ class View:
                     f"calibrated for {size[1]}x{size[0]}; resize the image or scale the intrinsics."
                 )
         if self.color.ndim != 3 or self.color.shape[2] != 3 or self.color.dtype != np.uint8:
-            raise AfieldError(f"View '{self.name}': colour must be 8-bit RGB, but is {self.color.dtype} {self.color.shape}.")
+            raise AfieldError(
+                f"View '{self.name}': colour must be 8-bit RGB, but is {self.color.dtype} {self.color.shape}."
+            )
         if not np.isfinite(self.depth).all():
             count = int((~np.isfinite(self.depth)).sum())
             raise AfieldError(
                 f"View '{self.name}': {count} depth pixels are NaN or infinite; mark missing depth with 0 instead."
             )
         if (self.depth < 0).any():
-            raise AfieldError(f"View '{self.name}': depth has negative values; it must be metres along the optical axis.")
+            raise AfieldError(
+                f"View '{self.name}': depth has negative values; it must be metres along the optical axis."
+            )
 
     def with_mask(self, mask: Bool[np.ndarray, "height width"]) -> View:
         """The same view with another mask."""

@@ -50,7 +50,7 @@ def minimize_adam(
     starts: Float[Tensor, "s d"],
     config: AdamConfig,
     *,
-    on_step: Callable[[], None] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Trace:
     """Minimize an energy from many starts at once with Adam.
 

@@ -15,12 +15,12 @@ from afield.artifacts import read_json, write_json
 from afield.capture import read_capture
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
+from afield.fusion import build_scene
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
 from afield.pretrain import KINDS, FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
-from afield.fusion import build_scene
 from afield.scene import Scene
 from afield.simulate import GraspTest, rehearse, simulate_grasp, world_from_capture, world_from_scene
 from afield.transfer import FULL, TransferConfig, transfer_grasp
@@ -147,12 +147,12 @@ def transfer_and_rehearse(
 def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:
     """Test the grasp of a run folder in physics; the verdict goes to `simulation.json` beside it."""
     run = Run.load(folder)
-    test = test_run(run, progress=progress)
+    test = physics_of_run(run, progress=progress)
     write_json(folder / SIMULATION_NAME, test.to_json())
     return test
 
 
-def test_run(run: Run, *, progress: bool = True) -> GraspTest:
+def physics_of_run(run: Run, *, progress: bool = True) -> GraspTest:
     """Test a grasp in physics, in the capture's own simulated world if it has one, else in the observed geometry."""
     observation = read_capture(run.capture) if run.capture is not None else None
     if observation is not None and "simulation" in observation.extra:

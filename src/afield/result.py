@@ -99,7 +99,11 @@ class Grasp:
             start_energy=tensors["history.start_energy"],
             start_beta=tensors["history.start_beta"],
             rounds=tuple(
-                (tensors[f"history.round{n}.start"], tensors[f"history.round{n}.beta"], tensors[f"history.round{n}.energy"])
+                (
+                    tensors[f"history.round{n}.start"],
+                    tensors[f"history.round{n}.beta"],
+                    tensors[f"history.round{n}.energy"],
+                )
                 for n in range(sum(name.endswith(".start") for name in tensors))
             ),
             stages=tuple(header.get("stages", ())),

@@ -1,11 +1,11 @@
 """The run folder: one grasp and everything that is needed to look at it, simulate it, or send it to a robot.
 
-    RUN/
-      run.json         the grasp in a robot's words, and where everything came from
-      grasp/           the hand configuration and the whole history of its optimization
-      demonstration/   a copy of what was repeated
-      scene/           a copy of the target scene
-      field/           a copy of the field
+RUN/
+  run.json         the grasp in a robot's words, and where everything came from
+  grasp/           the hand configuration and the whole history of its optimization
+  demonstration/   a copy of what was repeated
+  scene/           a copy of the target scene
+  field/           a copy of the field
 """
 
 from __future__ import annotations

@@ -161,24 +161,29 @@ def transfer_grasp(
     beta = sample_starts(demonstration, here.scene, hand, config.stages[0].starts, config.start, generator)
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field.
-    baked = BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
+    baked = (
+        BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
+    )
     alive = torch.arange(len(beta), device=beta.device)
     rounds: list[tuple[Tensor, Trace]] = []
-    bar = tqdm(total=sum(s.steps for s in config.stages), desc="transfer", unit="step", disable=not progress)
-    for stage in config.stages:
-        if rounds:
-            chosen = _survivors(hand, rounds[-1][1], stage.starts)
-            alive, beta = alive[chosen], rounds[-1][1].final[chosen]
-        use = baked if stage.baked and baked is not None else field_here
-        energy = grasp_energy(demonstration, scene, hand, use, goal, stage, config.weights)
-        schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
-        rounds.append((alive, minimize_adam(energy, beta, schedule, on_step=bar.update)))
-    bar.close()
-    
+    energies = [
+        grasp_energy(
+            demonstration, scene, hand, baked if stage.baked and baked else field_here, goal, stage, config.weights
+        )
+        for stage in config.stages
+    ]
+    with tqdm(total=sum(s.steps for s in config.stages), desc="transfer", unit="step", disable=not progress) as bar:
+        for stage, energy in zip(config.stages, energies, strict=True):
+            if rounds:
+                chosen = _survivors(hand, rounds[-1][1], stage.starts)
+                alive, beta = alive[chosen], rounds[-1][1].final[chosen]
+            schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
+            rounds.append((alive, minimize_adam(energy, beta, schedule, on_step=bar.update)))
+
     # 4. Choose among the minima that are left.
     finalists = rounds[-1][1].final_energy.argsort()
     choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
-    return _report(hand, energy, rounds, int(finalists[choice]), demonstration, scene, model, config, here)
+    return _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
 
 
 def grasp_energy(

@@ -22,7 +22,12 @@ from afield.transfer import FULL, HALVING, Stage, TransferConfig, grasp_energy, 
 
 
 def exact_energy(
-    demonstration: Demonstration, scene: Scene, model: FieldModel, hand: Hand, beta: torch.Tensor, config: TransferConfig
+    demonstration: Demonstration,
+    scene: Scene,
+    model: FieldModel,
+    hand: Hand,
+    beta: torch.Tensor,
+    config: TransferConfig,
 ) -> float:
     """Eq. 9 of one hand configuration with the exact field, all query points and all scene points."""
     shown, here = attend(demonstration, scene, model, hand, use_gate=config.gate, center=config.center)
@@ -62,6 +67,4 @@ def run(folder: Path, seeds: int = 2, *, progress: bool = True) -> dict[str, Any
     from afield.run import Run
 
     loaded = Run.load(folder)
-    return compare(
-        loaded.demonstration, loaded.scene, loaded.model, loaded.hand, range(seeds), progress=progress
-    )
+    return compare(loaded.demonstration, loaded.scene, loaded.model, loaded.hand, range(seeds), progress=progress)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from afield.errors import AfieldError
@@ -75,7 +75,7 @@ def relevance(scene: Scene, wanted: Float[Tensor, "r c"], best: int = 5) -> Floa
 def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
     """A label for every point: points that a chain of steps of at most `gap` metres connects are one instance."""
     points = scene.points.cpu().numpy()
-    pairs = cKDTree(points).query_pairs(gap, output_type="ndarray")
+    pairs = KDTree(points).query_pairs(gap, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     _, label = connected_components(graph, directed=False)
     return torch.from_numpy(label.astype(np.int64)).to(scene.points.device)

@@ -1,0 +1,30 @@
+"""The end of it all: pictures in, a grasp that holds in physics out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from afield.demo import run_demo
+
+
+def _check(out: Path, summary: dict) -> None:
+    assert summary["grasp"]["success"], summary["verdict"]
+    assert json.loads((out / "summary.json").read_text()) == summary
+    page = (out / "report.html").read_text()
+    assert "holds in physics" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    for name in ("run.json", "simulation.json", "figures/overview.png", "grasp/tensors.safetensors"):
+        assert (out / name).stat().st_size > 0
+
+
+def test_the_demonstrated_grasp_holds_on_another_animal_in_clutter(tmp_path: Path) -> None:
+    _check(tmp_path / "demo", run_demo(tmp_path / "demo", seed=0, progress=False))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_it_holds_for_other_seeds(tmp_path: Path, seed: int) -> None:
+    _check(tmp_path / "demo", run_demo(tmp_path / "demo", seed=seed, progress=False))
