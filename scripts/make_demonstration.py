@@ -167,10 +167,7 @@ def main(
     for index in tqdm(range(candidates)):
         beta = candidate(world, hand, goal, generator)
         test = simulate_grasp(world, hand, beta, goal.surface, progress=False)
-        tqdm.write(
-        overlap_mm = test.initial_penetration * 1e3
-        tqdm.write(f"{index}: {test.failure or 'holds'} (overlap {overlap_mm:.0f} mm)")
-        )
+        tqdm.write(f"{index}: {test.failure or 'holds'} (overlap {test.initial_penetration * 1e3:.0f} mm)")
         if test.success and test.initial_penetration < overlap:
             share = robustness(world, hand, beta, goal.surface, trials, seed)
             tqdm.write(f"   robust in {share:.0%}")

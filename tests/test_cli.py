@@ -98,7 +98,7 @@ def test_a_truncated_depth_image(broken: Path) -> None:
 
 def test_wrong_intrinsics_size(broken: Path) -> None:
     content = json.loads((broken / "capture.json").read_text())
-    content["views"][0]["camera"]["width"] = 640
+    content["views"][0]["width"] = 640
     (broken / "capture.json").write_text(json.dumps(content))
     _refused(_afield("capture", "check", broken), "640x720", "1280x720")
 
@@ -132,7 +132,9 @@ def test_an_unknown_joint(tmp_path: Path) -> None:
     content = json.loads(CONFIGURATION.read_text())
     content["joints"]["FFJ9"] = 0.1
     (tmp_path / "hand.json").write_text(json.dumps(content))
-    done = _afield("demonstrate", "--configuration", tmp_path / "hand.json", "--capture", HORSE, "-o", tmp_path / "demo")
+    done = _afield(
+        "demonstrate", "--configuration", tmp_path / "hand.json", "--capture", HORSE, "-o", tmp_path / "demo"
+    )
     _refused(done, "FFJ9")
     assert not (tmp_path / "demo").exists()
 

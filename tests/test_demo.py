@@ -15,7 +15,7 @@ def _check(out: Path, summary: dict) -> None:
     assert json.loads((out / "summary.json").read_text()) == summary
     page = (out / "report.html").read_text()
     assert "holds in physics" in page
-    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "connect-src" in page or "default-src" in page, "the page forbids itself all network access"
     for name in ("run.json", "simulation.json", "figures/overview.png", "grasp/tensors.safetensors"):
         assert (out / name).stat().st_size > 0
 

@@ -143,6 +143,10 @@ def test_scene_survives_the_disk(tmp_path: Path, scene: Scene) -> None:
     loaded = Scene.load(tmp_path / "scene")
     for name in ("points", "features", "colors", "normals"):
         assert torch.equal(getattr(loaded, name), getattr(scene, name))
+    assert loaded.views is not None
+    assert scene.views is not None
+    assert torch.equal(loaded.views.features, scene.views.features)
+    torch.testing.assert_close(loaded.views.weight.sum(dim=0), torch.ones(300))
     assert loaded.source == scene.source and loaded.name == "ball"
     assert loaded.table is not None and scene.table is not None
     assert torch.allclose(loaded.table.normal, scene.table.normal) and loaded.table.offset == scene.table.offset

@@ -15,13 +15,13 @@ from afield.artifacts import read_json, write_json
 from afield.capture import read_capture
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
-from afield.fusion import build_scene
+from afield.fusion import SceneConfig, build_scene
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
 from afield.pretrain import KINDS, FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
-from afield.scene import Scene
+from afield.scene import FeatureSource, Scene
 from afield.simulate import GraspTest, rehearse, simulate_grasp, world_from_capture, world_from_scene
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
@@ -35,10 +35,26 @@ def default_device() -> torch.device:
 
 
 def scene_from_capture(
-    capture: Path, *, extractor: str = "dinov2-s-embedded", seed: int = 0, progress: bool = True
+    capture: Path,
+    *,
+    extractor: str = "dinov2-s-embedded",
+    like: FeatureSource | None = None,
+    seed: int = 0,
+    progress: bool = True,
 ) -> Scene:
-    """Read a capture and describe it: points with features."""
-    return build_scene(read_capture(capture), extractor_by_name(extractor), seed=seed, progress=progress)
+    """Read a capture and describe it: points with features.
+
+    Args:
+        capture: a capture in any layout that `read_capture` knows.
+        extractor: name of the feature extractor, at its default layer and resolution.
+        like: describe it exactly like another scene, so that the two can be compared; overrides `extractor`.
+        seed: of plane search and point choice.
+        progress: show a progress bar.
+    """
+    if like is None:
+        return build_scene(read_capture(capture), extractor_by_name(extractor), seed=seed, progress=progress)
+    same = extractor_by_name(like.extractor, like.layer, like.resolution)
+    return build_scene(read_capture(capture), same, SceneConfig(span=like.span), seed=seed, progress=progress)
 
 
 def train_from_captures(
@@ -104,8 +120,8 @@ def grasp_from_files(
     model = load_field(field, demonstration)
     hand_model = hand_by_name(hand)
     demonstration.check_hand(hand_model)
-    extractor = demonstration.scene.source.extractor
-    scene = scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress)
+    model.check_source(demonstration.scene)
+    scene = scene_from_capture(capture, like=demonstration.scene.source, seed=seed, progress=progress)
     described = time.monotonic()
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
     if full:
