@@ -116,8 +116,15 @@ def test_frames_lift_the_object_with_the_hand(shown: GraspTest, world: World, ha
 
 
 def test_every_condition_that_fails_is_named(
-    world: World, hand: Hand, beta: torch.Tensor, points: torch.Tensor
+    world: World,
+    hand: Hand,
+    beta: torch.Tensor,
+    points: torch.Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+
     def failure(beta: torch.Tensor, config: GraspTestConfig = SHORT) -> str:
         test = simulate_grasp(world, hand, beta, points, config, progress=False)
         assert not test.success
@@ -129,6 +136,7 @@ def test_every_condition_that_fails_is_named(
     assert "along +x moved the object" in failure(beta, replace(SHORT, max_displacement=0.0))
     assert "along +x turned the object" in failure(beta, replace(SHORT, max_rotation=0.0))
     assert "unstable" in failure(beta, replace(SHORT, push=1e12))
+    assert not any(tmp_path.iterdir()), "MuJoCo's warnings belong to the log, not into the user's folder"
 
 
 def test_a_strong_push_tears_the_object_away(

@@ -456,6 +456,8 @@ def test_a_run_is_reported_from_its_parts(
     monkeypatch.setattr(run_report, "SECTION_REACH", 0.03)
     monkeypatch.setattr(run_report, "write_figures", lambda folder, **_: folder)
     scene = make_scene("target", 250)
+    apart = torch.where(torch.arange(250)[:, None] < 125, 0.0, 0.5)
+    scene = replace(scene, points=scene.points + apart)  # two objects, so that the gate has something to leave out
     model = train_field([demonstration.scene], kind="dff", channels=4, progress=False)
     page = run_report.write_run_report(tmp_path, Run(grasp, demonstration, scene, model, hand), progress=False)
     data = page_json(page.read_text())

@@ -34,7 +34,7 @@ class HandDescription:
     name: str
     """What to call the hand."""
     file: str
-    """The MJCF or URDF file: a path relative to the description, or `package:` and a path in an installed package."""
+    """The MJCF or URDF file: a path relative to the description, or "package:" and a path in an installed package."""
     base: str
     """The body whose frame is the hand frame: the palm."""
     palm_center: Vector
@@ -59,7 +59,7 @@ class HandDescription:
     ignore: tuple[str, ...] = ()
     """Bodies below `base` that get no query points; they still collide."""
     install: str | None = None
-    """The command that installs the package of a `package:` file, for the error message."""
+    """The command that installs the package of a "package:" file, for the error message."""
     folder: Path = Path()
     """Where the description lies; relative paths start here."""
 

@@ -4,8 +4,10 @@
 # MuJoCo is a compiled module without type stubs.
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,6 +22,8 @@ from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.simulate.closing import closing_step
 from afield.simulate.world import CARRIER, MOCAP, HandActuation, World, build_world, carrier_pose, hand_joint_ids
+
+logger = logging.getLogger(__name__)
 
 DIRECTIONS = {
     "+x": (1.0, 0.0, 0.0), "-x": (-1.0, 0.0, 0.0), "+y": (0.0, 1.0, 0.0),
@@ -110,7 +114,8 @@ def simulate_grasp(
     episode = _Episode(model, hand, beta.detach().cpu().float(), scene_points.cpu().float(), config)
     target = episode.find_target(world)
     penetration = episode.penetration(target)
-    with tqdm(total=6 + len(DIRECTIONS), desc="physics", unit="phase", disable=not progress) as bar:
+    bar = tqdm(total=6 + len(DIRECTIONS), desc="physics", unit="phase", disable=not progress)
+    with bar, _warnings_to_log():
         lift_height = episode.pick_up(target, bar.update)
         pushes = {}
         for name, direction in DIRECTIONS.items():
@@ -134,6 +139,17 @@ def simulate_grasp(
         frames=np.array(episode.frames),
         limits=limits,
     )
+
+
+@contextmanager
+def _warnings_to_log() -> Iterator[None]:
+    """Keep MuJoCo from writing its warnings to a MUJOCO_LOG.TXT in the working directory."""
+    before = mujoco.get_mju_user_warning()
+    mujoco.set_mju_user_warning(lambda message: logger.debug("MuJoCo: %s", message))
+    try:
+        yield
+    finally:
+        mujoco.set_mju_user_warning(before)
 
 
 def _judge(config: GraspTestConfig, penetration: float, lift: float, pushes: dict[str, dict[str, Any]]) -> str | None:

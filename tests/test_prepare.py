@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from afield.fields.prepare import center_features, gate, instances, relevance
+from afield.scene import FeatureSource, Scene
+
+SOURCE = FeatureSource("color", 1, 224, 0.3)
+
+
+def _blobs(spread: float, count: int = 120) -> Scene:
+    """Three round objects 30 cm apart along x; each has features of its own direction, with some noise."""
+    generator = torch.Generator().manual_seed(0)
+    number = torch.arange(3).repeat_interleave(count)
+    direction = torch.nn.functional.normalize(torch.randn(len(number), 3, generator=generator), dim=-1)
+    points = spread * direction + number[:, None] * torch.tensor([0.3, 0.0, 0.0])
+    features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
+    features = torch.nn.functional.normalize(features, dim=-1)
+    return Scene(points, features, torch.rand(len(number), 3, generator=generator), direction, SOURCE)
+
+
+@pytest.mark.parametrize("spread", [0.02, 0.06])
+def test_objects_apart_are_instances_however_dense_their_points(spread: float) -> None:
+    label = instances(_blobs(spread))
+    parts = [set(label[i * 120 : (i + 1) * 120].tolist()) for i in range(3)]
+    assert [len(part) for part in parts] == [1, 1, 1]
+    assert len(set.union(*parts)) == 3
+
+
+def test_instances_do_not_depend_on_the_order_of_points() -> None:
+    scene = _blobs(0.03)
+    order = torch.randperm(360, generator=torch.Generator().manual_seed(1))
+    same = instances(scene)[:, None] == instances(scene)[None]
+    turned = instances(scene.select(order))
+    assert torch.equal(turned[:, None] == turned[None], same[order][:, order])
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_gate_keeps_the_whole_object_that_resembles_the_region(number: int) -> None:
+    scene = _blobs(0.03)
+    wanted = torch.eye(8)[number : number + 1]
+    kept = gate(scene, relevance(scene, wanted))
+    assert len(kept.points) == 120
+    torch.testing.assert_close(kept.points, scene.points[number * 120 : (number + 1) * 120])
+
+
+def test_stray_points_are_never_the_object() -> None:
+    scene = _blobs(0.03)
+    stray = scene.select(torch.arange(3))
+    moved = torch.tensor([0.0, 1.0, 0.0])
+    scores = torch.cat((torch.linspace(0, 1, 360), torch.full((3,), 5.0)))
+    both = Scene(
+        torch.cat((scene.points, stray.points + moved)),
+        torch.cat((scene.features, stray.features)),
+        torch.cat((scene.colors, stray.colors)),
+        torch.cat((scene.normals, stray.normals)),
+        SOURCE,
+    )
+    assert float(gate(both, scores).points[:, 1].max()) < 0.5
+
+
+def test_centering_removes_what_all_points_share() -> None:
+    scene = _blobs(0.03)
+    shared = scene.with_features(torch.nn.functional.normalize(scene.features + 5.0, dim=-1))
+    centered = center_features(shared).features
+    torch.testing.assert_close(centered.norm(dim=-1), torch.ones(360))
+    before = (shared.features[:120] @ shared.features[120:240].T).mean()
+    after = (centered[:120] @ centered[120:240].T).mean()
+    assert float(before) > 0.9
+    assert float(after) < 0.0
