@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from afield.fields.prepare import center_features, gate, instances, relevance
+from afield.geometry import uniform_sphere
 from afield.scene import FeatureSource, Scene
 
 SOURCE = FeatureSource("color", 1, 224, 0.3)
@@ -13,7 +14,7 @@ def _blobs(spread: float, count: int = 120) -> Scene:
     """Three round objects 30 cm apart along x; each has features of its own direction, with some noise."""
     generator = torch.Generator().manual_seed(0)
     number = torch.arange(3).repeat_interleave(count)
-    direction = torch.nn.functional.normalize(torch.randn(len(number), 3, generator=generator), dim=-1)
+    direction = uniform_sphere(count).repeat(3, 1)
     points = spread * direction + number[:, None] * torch.tensor([0.3, 0.0, 0.0])
     features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
     features = torch.nn.functional.normalize(features, dim=-1)
