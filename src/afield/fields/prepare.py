@@ -75,12 +75,13 @@ def relevance(scene: Scene, wanted: Float[Tensor, "r c"], best: int = 5) -> Floa
 def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
     """A label for every point: points that a chain of short steps connects are one instance.
 
-    A step is short up to `gap` metres, or up to two and a half times the points' median spacing where they are sparse.
+    A step is short up to `gap` metres, or up to two and a half times the points' median spacing (at most 5 cm) where
+    they are sparse.
     """
     points = scene.points.cpu().numpy()
     tree = KDTree(points)
     if len(points) > 1:
-        gap = max(gap, 2.5 * float(np.median(tree.query(points, k=2)[0][:, 1])))
+        gap = max(gap, min(2.5 * float(np.median(tree.query(points, k=2)[0][:, 1])), 0.05))
     pairs = tree.query_pairs(gap, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(points), len(points)))
     _, label = connected_components(graph, directed=False)
