@@ -28,7 +28,9 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 from sample_objects import LICENSE_URLS, RECIPES, build_object
 
 from afield.capture.folder import write_capture
-from afield.capture.rendered import PlacedObject, RenderConfig, render_capture
+from afield.capture.objects import PlacedObject
+from afield.capture.rendered import render_capture
+from afield.capture.room import RenderConfig
 from afield.errors import AfieldError
 from afield.observation import Observation
 

@@ -32,7 +32,7 @@ def test_views_of_one_tensor_can_be_saved_together(tmp_path: Path) -> None:
 
 
 def test_replacing_leaves_only_the_new_files(tmp_path: Path) -> None:
-    artifacts.write_folder(tmp_path / "x", lambda f: (f / "old.txt").write_text("old") and None)
+    artifacts.write_folder(tmp_path / "x", lambda f: (f / "run.json").write_text("old") and None)
     artifacts.write_folder(tmp_path / "x", lambda f: (f / "new.txt").write_text("new") and None)
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["new.txt"]
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
@@ -42,7 +42,7 @@ def test_replacing_leaves_only_the_new_files(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, existing: bool) -> None:
     target = tmp_path / "x"
     if existing:
-        artifacts.write_folder(target, lambda f: (f / "good.txt").write_text("good") and None)
+        artifacts.write_folder(target, lambda f: (f / "run.json").write_text("good") and None)
 
     def fill(folder: Path) -> None:
         (folder / "half.txt").write_text("half")
@@ -50,7 +50,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, existing: bool)
 
     with pytest.raises(AfieldError, match=r"Cannot write .*No space left on device; nothing was saved"):
         artifacts.write_folder(target, fill)
-    assert sorted(p.name for p in tmp_path.rglob("*")) == (["good.txt", "x"] if existing else [])
+    assert sorted(p.name for p in tmp_path.rglob("*")) == (["run.json", "x"] if existing else [])
 
 
 _TOO_BIG = """
@@ -118,3 +118,19 @@ def test_not_finite_numbers_are_refused(tmp_path: Path) -> None:
     artifacts.save_artifact(tmp_path / "x", "scene", {"points": torch.tensor([1.0, float("nan")])}, {})
     with pytest.raises(AfieldError, match="'points' .* holds NaN"):
         artifacts.load_artifact(tmp_path / "x", "scene", ("points",))
+
+
+def test_a_folder_of_other_things_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "thesis.txt").write_text("years of work")
+    with pytest.raises(AfieldError, match="other files"):
+        artifacts.save_artifact(tmp_path / "photos", "thing", {"x": torch.zeros(1)}, {})
+    assert (tmp_path / "photos" / "thesis.txt").read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    artifacts.save_artifact(tmp_path / "empty", "thing", {"x": torch.zeros(1)}, {})
+
+
+def test_a_missing_header_entry_is_named(tmp_path: Path) -> None:
+    artifacts.save_artifact(tmp_path / "thing", "thing", {"x": torch.zeros(1)}, {"name": "a"})
+    with pytest.raises(AfieldError, match="lacks the entry 'energy'"):
+        artifacts.load_artifact(tmp_path / "thing", "thing", ("x",), ("name", "energy"))

@@ -181,3 +181,32 @@ def test_a_typo_in_an_option() -> None:
     done = _afield("demo", "--sede", "3")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_a_folder_of_other_things_as_output(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    _refused(_afield("demo", "--out", tmp_path), "thesis.txt")
+    _refused(_afield("train", HORSE, HORSE, "-o", tmp_path), "thesis.txt")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_masking_a_capture_with_one_box(tmp_path: Path) -> None:
+    """A box in one view gives masks in all four, close to the true ones that the sample has."""
+    from afield.capture import read_capture
+
+    truth = read_capture(HORSE)
+    mask = truth.views[0].mask
+    assert mask is not None
+    rows, columns = np.nonzero(mask)
+    box = ["camera0", columns.min() - 6, rows.min() - 6, columns.max() + 6, rows.max() + 6]
+    done = _afield("capture", "mask", HORSE, "-o", tmp_path / "masked", "--box", *box)
+    assert done.returncode == 0, done.stderr
+    for view, true in zip(read_capture(tmp_path / "masked").views, truth.views, strict=True):
+        assert view.mask is not None
+        assert true.mask is not None
+        assert (view.mask & true.mask).sum() / (view.mask | true.mask).sum() > 0.7
+    _refused(_afield("capture", "mask", HORSE, "-o", tmp_path / "no"), "box")
+    _refused(_afield("capture", "mask", HORSE, "-o", tmp_path / "no", "--workspace", 1, 1, 1, 0, 0, 0), "workspace")
+    far = _afield("capture", "mask", HORSE, "-o", tmp_path / "no", "--workspace", 5, 5, 5, 6, 6, 6)
+    _refused(far, "No depth")
+    assert not (tmp_path / "no").exists()

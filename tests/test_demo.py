@@ -16,7 +16,7 @@ def _check(out: Path, summary: dict) -> None:
     page = (out / "report.html").read_text()
     assert "holds in physics" in page
     assert "connect-src" in page or "default-src" in page, "the page forbids itself all network access"
-    for name in ("run.json", "simulation.json", "figures/overview.png", "grasp/tensors.safetensors"):
+    for name in ("run.json", "simulation/afield.json", "figures/overview.png", "grasp/tensors.safetensors"):
         assert (out / name).stat().st_size > 0
 
 

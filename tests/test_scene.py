@@ -105,6 +105,19 @@ def test_masks_choose_one_of_two_balls(tmp_path: Path) -> None:
     assert (cropped - CENTER).norm(dim=-1).max() < BALL_RADIUS + 0.003
 
 
+def test_a_masked_object_without_surroundings_keeps_its_top() -> None:
+    """Where depth exists on the object alone, no plane on the object may pass for the table."""
+    observation, masks = ball_on_table()
+    views = [replace(view, depth=view.depth * mask) for view, mask in zip(observation.views, masks, strict=True)]
+    cut = with_masks(replace(observation, views=tuple(views)), masks)
+    cloud = fuse_cloud(cut, CONFIG)
+    assert cloud.table is None
+    assert float(cloud.points[:, 2].max()) > BALL_CENTER[2] + 0.8 * BALL_RADIUS
+    whole = fuse_cloud(with_masks(observation, masks), CONFIG)
+    assert whole.table is not None
+    assert whole.table.offset == pytest.approx(0.0, abs=0.003)
+
+
 def test_flying_pixels_are_removed() -> None:
     observation, _ = ball_on_table()
     patch = torch.tensor([[0.05, -0.15, 0.1]])  # hangs over the table; the other cameras see through it

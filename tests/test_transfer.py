@@ -16,8 +16,8 @@ from afield.pretrain import FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Plane, Scene
-from afield.starts import StartConfig, sample_starts
-from afield.transfer import Stage, TransferConfig, Weights, transfer_grasp
+from afield.starts import StartConfig, _palm_towards_scene, sample_starts
+from afield.transfer import Stage, TransferConfig, Weights, _spread, transfer_grasp
 
 SOURCE = FeatureSource("color", 1, 224, 0.3)
 TABLE = Plane(torch.tensor([0.0, 0.0, 1.0]), 0.0)
@@ -216,3 +216,31 @@ def test_a_run_survives_the_disk(hand: Hand, demonstration: Demonstration, model
         Grasp.load(tmp_path / "run" / "grasp")
     with pytest.raises(AfieldError, match="is not a run"):
         Run.load(tmp_path)
+
+
+def test_screening_compares_many_draws_and_starts_from_the_best(
+    hand: Hand, demonstration: Demonstration, model: FieldModel
+) -> None:
+    stages = (Stage(64, 0, 64, 64, True), Stage(4, 3, 64, 64, True))
+    history = transfer_grasp(
+        demonstration, _thing(2), model, hand, replace(QUICK, stages=stages), progress=False
+    ).history
+    screened, begun = history.rounds[0], history.rounds[1]
+    assert screened[1].shape[:2] == (1, 64)
+    assert screened[2][0].argmin() in begun[0]
+    assert float(screened[2][0][begun[0]].mean()) < float(screened[2][0].median())
+    assert history.winner in begun[0]
+
+
+def test_starts_of_a_gripper_that_looks_along_its_fingers(hand: Hand) -> None:
+    gripper = replace(hand, palm_normal=hand.finger_direction)
+    rotation = _palm_towards_scene(gripper, 8, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(8))
+
+
+def test_thinned_query_points_cover_every_finger(hand: Hand, demonstration: Demonstration) -> None:
+    """Points are spread as the hand holds them, not in the frames of its links, where fingers lie upon each other."""
+    chosen = _spread(demonstration.query_points(hand), 64)
+    links = {hand.link_names[i] for i in demonstration.points.link[chosen].tolist()}
+    for finger, bodies in hand.description.fingers.items():
+        assert links & set(bodies), finger

@@ -109,6 +109,7 @@ def grasp(hand: Hand) -> Grasp:
         step=torch.arange(30),
         terms=terms,
         start_energy=torch.tensor([0.5, 0.1, 0.3, 0.6, 0.2, math.inf]),
+        winner=4,
         start_beta=path[:6],
         rounds=((everyone, *empty), (alive, empty[0][:, :2], empty[1][:, :2])),
         stages=({"starts": 6, "steps": 20}, {"starts": 2, "steps": 10}),

@@ -26,6 +26,8 @@ from afield.errors import AfieldError
 FORMAT_VERSION = 1
 HEADER_NAME = "afield.json"
 TENSORS_NAME = "tensors.safetensors"
+OWN_FILES = (HEADER_NAME, "run.json", "capture.json", "summary.json")
+"""A folder with one of these was written by Afield and may be replaced."""
 
 
 def package_versions() -> dict[str, str]:
@@ -47,9 +49,11 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
         fill: receives the temporary folder and writes the contents into it.
 
     Raises:
-        AfieldError: the disk is full, or the place cannot be written. Nothing is left behind then.
+        AfieldError: the disk is full, the place cannot be written, or holds something else than an artifact. Nothing is
+            left behind then, and nothing is deleted.
     """
     path = Path(path)
+    check_replaceable(path)
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,13 +73,40 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_replaceable(path: Path) -> None:
+    """Refuse to replace a folder that Afield has not written; an empty one, or none, is fine.
+
+    Raises:
+        AfieldError: there is a file, or a folder with other things in it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if names and not names & set(OWN_FILES):
+            raise AfieldError(
+                f"{path} holds other files (for instance {min(names)}) and would be replaced as a whole; choose a new "
+                "folder."
+            )
+    elif path.exists():
+        raise AfieldError(f"Cannot write {path}: a file of that name is in the way; nothing was saved.")
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically (temporary sibling, fsync, rename), with two spaces of indentation."""
+    """Write a JSON file atomically, with two spaces of indentation."""
+    write_file(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically: temporary sibling, fsync, rename.
+
+    Raises:
+        AfieldError: the disk is full, or the place cannot be written. Nothing is left behind then.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_bytes(content)
         _fsync(temporary)
         temporary.replace(path)
     except OSError as error:
@@ -125,13 +156,16 @@ def write_artifact_files(folder: Path, kind: str, tensors: Mapping[str, Tensor],
     (folder / HEADER_NAME).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
 
 
-def load_artifact(folder: Path, kind: str, required: tuple[str, ...] = ()) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_artifact(
+    folder: Path, kind: str, required: tuple[str, ...] = (), keys: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read an artifact folder.
 
     Args:
         folder: the folder.
         kind: the kind it must be of.
         required: names of tensors that must be there, all finite if floating.
+        keys: what the header must have.
 
     Returns:
         The tensors by name (on the CPU) and the header.
@@ -150,6 +184,9 @@ def load_artifact(folder: Path, kind: str, required: tuple[str, ...] = ()) -> tu
         raise AfieldError(
             f"{folder} has format version {header.get('format_version')}, but this release reads {FORMAT_VERSION}."
         )
+    for key in keys:
+        if key not in header:
+            raise AfieldError(f"{folder / HEADER_NAME} lacks the entry '{key}' that a {kind} must have.")
     try:
         tensors = load_file(folder / TENSORS_NAME)
     except (OSError, SafetensorError) as error:
@@ -179,5 +216,9 @@ def _replace(temporary: Path, path: Path) -> None:
         raise FileExistsError(17, "a file of that name is in the way")
     aside = path.with_name(f".{path.name}.old{os.getpid()}")
     path.rename(aside)
-    temporary.rename(path)
+    try:
+        temporary.rename(path)
+    except OSError:
+        aside.rename(path)
+        raise
     shutil.rmtree(aside, ignore_errors=True)

@@ -50,7 +50,10 @@ def demo(seed: int = 0, out: Out = Path("runs/demo")) -> None:
 
 
 @capture_app.command
-def check(capture: tyro.conf.Positional[Path], out: Out | None = None) -> None:
+def check(
+    capture: tyro.conf.Positional[Path],
+    out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+) -> None:
     """Read a capture, warn of what looks wrong, and draw its cameras and cloud into an HTML page.
 
     Args:
@@ -70,6 +73,30 @@ def check(capture: tyro.conf.Positional[Path], out: Out | None = None) -> None:
         _say("Nothing looks wrong.")
 
 
+@capture_app.command
+def mask(
+    capture: tyro.conf.Positional[Path],
+    out: Out,
+    box: tuple[tuple[str, int, int, int, int], ...] = (),
+    workspace: tuple[float, float, float, float, float, float] | None = None,
+) -> None:
+    """Write a capture again with masks of one object, or cut to a workspace.
+
+    Args:
+        capture: a capture folder, a transforms.json, a COLMAP model or a .r3d file.
+        out: folder for the new capture.
+        box: view name, left, top, right, bottom in pixels; one view suffices, several can be given one after the other.
+        workspace: x0 y0 z0 x1 y1 z1 in metres, world frame; depth outside is erased.
+    """
+    from afield.pipeline import mask_capture
+
+    boxes = {name: (left, top, right, bottom) for name, left, top, right, bottom in box}
+    observation = mask_capture(capture, out, boxes, workspace)
+    seen = sum(int(view.mask.sum()) for view in observation.views if view.mask is not None)
+    _say(f"{observation.name}: {seen} pixels masked in {len(observation.views)} views; saved in {out}")
+    _say(f"Next: afield capture check {out}")
+
+
 @app.command
 def train(
     captures: Captures,
@@ -86,13 +113,15 @@ def train(
         captures: captures of related scenes.
         out: folder for the field.
         kind: dff, sparsedff, attention or geometry.
-        preset: of the attention field: default or faithful (the paper to the letter).
+        preset: of the attention field: default, faithful (the paper to the letter) or block (a full decoder block).
         extractor: name of the image feature extractor.
-        steps: Adam steps; the kind's default if left out.
+        steps: Adam steps of attention and sparsedff; the kind's default if left out.
         seed: seed of everything random.
     """
+    from afield.artifacts import check_replaceable
     from afield.pipeline import train_from_captures
 
+    check_replaceable(out)
     model = train_from_captures(captures, kind=kind, preset=preset, extractor=extractor, steps=steps, seed=seed)
     model.save(out)
     _say(f"{model.describe()}\nsaved in {out}")
@@ -119,8 +148,10 @@ def demonstrate(
         query_points: points sampled on the hand's surface.
         seed: seed of everything random.
     """
+    from afield.artifacts import check_replaceable
     from afield.pipeline import demonstrate_from_files
 
+    check_replaceable(out)
     demonstration = demonstrate_from_files(
         configuration, capture, hand=hand, extractor=extractor, query_points=query_points, seed=seed
     )
@@ -151,22 +182,26 @@ def grasp(
         full: optimize all 64 starts to the end with the exact field instead of halving them.
         seed: seed of everything random.
     """
+    from afield.artifacts import check_replaceable
     from afield.pipeline import grasp_from_files
 
+    check_replaceable(out)
     run = grasp_from_files(demo, field, scene, hand=hand, preset=preset, full=full, seed=seed)
     run.save(out)
     terms = ", ".join(f"{name} {value:.4f}" for name, value in run.grasp.terms.items())
     _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
+    rehearsal = run.grasp.provenance.get("rehearsal")
+    if rehearsal and not any(entry["held"] for entry in rehearsal):
+        _say(f"None of the {len(rehearsal)} best candidates held in the rehearsal; this is the one that got farthest.")
     _say(f"Next: afield simulate {out}; afield view {out}")
 
 
 @app.command
-def simulate(run: tyro.conf.Positional[Path], seed: int = 0) -> None:
+def simulate(run: tyro.conf.Positional[Path]) -> None:
     """Test a grasp in physics: approach, squeeze, lift 10 cm, six pushes.
 
     Args:
         run: a run made by `afield grasp`.
-        seed: seed of the simulation's noise.
     """
     from afield.pipeline import simulate_run
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from afield.artifacts import write_json
+from afield.artifacts import check_replaceable, write_json
 from afield.demonstration import demonstrate
 from afield.hand import hand_by_name, hand_configuration_from_json
 from afield.perception.features import extractor_by_name
-from afield.pipeline import SIMULATION_NAME, physics_of_run, scene_from_capture, transfer_and_rehearse, view_run
+from afield.pipeline import scene_from_capture, simulate_run, transfer_and_rehearse, view_run
 from afield.pretrain import train_field
 from afield.run import Run
 from afield.transfer import TransferConfig
@@ -36,6 +39,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, An
     Returns:
         What `summary.json` holds.
     """
+    check_replaceable(out)
     seconds: dict[str, float] = {}
     hand = hand_by_name("shadow")
     captures = SAMPLES / "captures"
@@ -59,8 +63,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> dict[str, An
         run = Run(grasp, demonstration, scene, model, hand, captures / TARGET, "shadow", seconds)
         run.save(out)
     with _step("5/6 test it in physics", "simulate", seconds, progress):
-        test = physics_of_run(run, progress=progress)
-        write_json(out / SIMULATION_NAME, test.to_json())
+        test = simulate_run(out, progress=progress)
     with _step("6/6 draw the report", "report", seconds, progress):
         view_run(out)
 
@@ -94,13 +97,15 @@ def _step(title: str, name: str, seconds: dict[str, float], progress: bool) -> I
 
 def _next_commands(captures: Path) -> list[str]:
     """The demo step by step, with paths that can be pasted."""
-    pretraining = " ".join(str(captures / name) for name in PRETRAINING)
-    configuration = captures.parent / "demonstrations" / f"{DEMONSTRATED}_back.json"
+    quoted = {name: shlex.quote(str(captures / name)) for name in (*PRETRAINING, DEMONSTRATED, TARGET)}
+    pretraining = " ".join(quoted[name] for name in PRETRAINING)
+    configuration = shlex.quote(str(captures.parent / "demonstrations" / f"{DEMONSTRATED}_back.json"))
+    afield = "afield" if shutil.which("afield") else f"{shlex.quote(sys.executable)} -m afield"
     return [
-        f"afield capture check {captures / TARGET}",
-        f"afield train {pretraining} -o runs/field",
-        f"afield demonstrate --configuration {configuration} --capture {captures / DEMONSTRATED} -o runs/demonstration",
-        f"afield grasp --demo runs/demonstration --field runs/field --scene {captures / TARGET} -o runs/grasp",
-        "afield simulate runs/grasp",
-        "afield view runs/grasp",
+        f"{afield} capture check {quoted[TARGET]}",
+        f"{afield} train {pretraining} -o runs/field",
+        f"{afield} demonstrate --configuration {configuration} --capture {quoted[DEMONSTRATED]} -o runs/demonstration",
+        f"{afield} grasp --demo runs/demonstration --field runs/field --scene {quoted[TARGET]} -o runs/grasp",
+        f"{afield} simulate runs/grasp",
+        f"{afield} view runs/grasp",
     ]

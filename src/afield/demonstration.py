@@ -63,6 +63,11 @@ class Demonstration:
                 f"The demonstration '{self.name}' was made with the hand '{self.hand}' "
                 f"({self.hand_fingerprint[:8]}), but this is the hand '{hand.name}' ({hand.fingerprint[:8]})."
             )
+        if self.beta.shape != (hand.dof,):
+            raise AfieldError(
+                f"The demonstration '{self.name}' has {len(self.beta)} numbers, but a configuration of the hand "
+                f"'{hand.name}' has {hand.dof}."
+            )
 
     def to(self, device: torch.device | str) -> Demonstration:
         """The same demonstration on another device."""
@@ -105,7 +110,12 @@ class Demonstration:
     @classmethod
     def load(cls, folder: Path) -> Demonstration:
         """Read a demonstration back."""
-        tensors, header = load_artifact(folder, "demonstration", ("beta", "link", "points_link", "normals_link"))
+        tensors, header = load_artifact(
+            folder,
+            "demonstration",
+            ("beta", "link", "points_link", "normals_link"),
+            ("name", "hand", "hand_fingerprint"),
+        )
         return cls(
             name=header["name"],
             hand=header["hand"],

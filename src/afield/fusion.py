@@ -164,10 +164,15 @@ def fuse_cloud(observation: Observation, config: SceneConfig, *, seed: int = 0) 
         AfieldError: a mask is empty, the table was not found, or fewer than 100 points are left.
     """
     masked = _use_masks(observation, config)
-    everything = [_back_project(view, config, masked=False) for view in observation.views]
+    everything = [_back_project(view, config) for view in observation.views]
     _check_agreement(observation, everything, config)
-    table = _find_table(observation, everything, config, seed, needed=config.remove_table and not masked)
-    parts = [_back_project(view, config, masked=True) for view in observation.views] if masked else everything
+    if masked:
+        parts = [_back_project(view, config, view.mask) for view in observation.views]
+        around = [_back_project(view, config, None if view.mask is None else ~view.mask) for view in observation.views]
+        table = _find_table(observation, around, config, seed, needed=False)
+    else:
+        parts = everything
+        table = _find_table(observation, everything, config, seed, needed=config.remove_table)
     cloud = _Part(*(torch.cat([getattr(part, name) for part in parts]) for name in ("points", "colors", "centers")))
     keep = _inside(cloud.points, config.workspace)
     if table is not None and config.remove_table:
@@ -238,8 +243,8 @@ def _use_masks(observation: Observation, config: SceneConfig) -> bool:
     return True
 
 
-def _back_project(view: View, config: SceneConfig, *, masked: bool) -> _Part:
-    """Points of every depth pixel of a view that does not lie beside a depth step."""
+def _back_project(view: View, config: SceneConfig, mask: Bool[np.ndarray, "h w"] | None = None) -> _Part:
+    """Points of every depth pixel of a view, in the mask if there is one, that does not lie beside a depth step."""
     depth = view.depth
     good = depth > 0
     for axis in (0, 1):
@@ -248,8 +253,8 @@ def _back_project(view: View, config: SceneConfig, *, masked: bool) -> _Part:
         low[axis], high[axis] = slice(None, -1), slice(1, None)
         good[tuple(low)] &= ~step
         good[tuple(high)] &= ~step
-    if masked and view.mask is not None:
-        good &= view.mask
+    if mask is not None:
+        good &= mask
     rows, columns = np.nonzero(good)
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = view.camera.backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
@@ -263,6 +268,8 @@ def _find_table(
     points = torch.cat([part.points for part in parts])
     points = points[_inside(points, config.workspace)]
     if len(points) < MINIMUM:
+        if not needed:
+            return None
         raise AfieldError(
             f"'{observation.name}' has only {len(points)} usable depth pixels in the workspace; at least {MINIMUM} are "
             "needed."

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -11,21 +13,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afield.artifacts import read_json, write_json
+from afield.artifacts import check_replaceable
 from afield.capture import read_capture
+from afield.capture.folder import write_capture
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
 from afield.fusion import SceneConfig, build_scene
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
+from afield.observation import Observation
 from afield.perception.features import extractor_by_name
-from afield.pretrain import KINDS, FieldModel, train_field
+from afield.perception.masks import Box as PixelBox
+from afield.perception.masks import crop_to_workspace, mask_observation
+from afield.pretrain import KINDS, FieldModel, check_training, train_field
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Scene
-from afield.simulate import GraspTest, rehearse, simulate_grasp, world_from_capture, world_from_scene
+from afield.simulate import GraspTest, World, rehearse, simulate_grasp, world_from_capture, world_from_scene
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
-SIMULATION_NAME = "simulation.json"
+logger = logging.getLogger(__name__)
+
+SIMULATION_NAME = "simulation"
 REPORT_NAME = "report.html"
 
 
@@ -57,6 +65,29 @@ def scene_from_capture(
     return build_scene(read_capture(capture), same, SceneConfig(span=like.span), seed=seed, progress=progress)
 
 
+def mask_capture(
+    capture: Path, out: Path, boxes: Mapping[str, PixelBox], workspace: tuple[float, ...] | None = None
+) -> Observation:
+    """Write a capture again with masks of one object, or without what lies outside a workspace.
+
+    Args:
+        capture: a capture in any layout that `read_capture` knows.
+        out: folder for the new capture.
+        boxes: view name to a box around the object: left, top, right, bottom in pixels. Other views get theirs from it.
+        workspace: lowest and highest corner in metres, world frame: x0, y0, z0, x1, y1, z1. Depth outside is erased.
+    """
+    check_replaceable(out)
+    observation = read_capture(capture)
+    if not boxes and workspace is None:
+        raise AfieldError("Give a box around the object, or a workspace.")
+    if workspace is not None:
+        observation = crop_to_workspace(observation, workspace)
+    if boxes:
+        observation = mask_observation(observation, boxes)
+    write_capture(observation, out)
+    return observation
+
+
 def train_from_captures(
     captures: Sequence[Path],
     *,
@@ -68,6 +99,7 @@ def train_from_captures(
     progress: bool = True,
 ) -> FieldModel:
     """Build the scenes of some captures and train a field on them (section 3.3)."""
+    check_training(kind, preset, len(captures))
     scenes = [scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress) for capture in captures]
     return train_field(scenes, kind=kind, preset=preset, steps=steps, seed=seed, progress=progress)
 
@@ -145,11 +177,14 @@ def transfer_and_rehearse(
     The `faithful` preset takes the least energy, as the paper does.
     """
     device = default_device()
+    tests: list[GraspTest] = []
 
     def judge(finalists: Float[Tensor, "k d"]) -> int:
-        return rehearse(scene, hand, finalists, progress=progress)[0]
+        choice, made = rehearse(scene, hand, finalists, progress=progress)
+        tests.extend(made)
+        return choice
 
-    return transfer_grasp(
+    grasp = transfer_grasp(
         demonstration.to(device),
         scene.to(device),
         model.to(device),
@@ -158,31 +193,39 @@ def transfer_and_rehearse(
         judge=judge if config.preset == "default" else None,
         progress=progress,
     )
+    rehearsal = [{"held": test.success, "failure": test.failure} for test in tests]
+    return replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal})
 
 
 def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:
-    """Test the grasp of a run folder in physics; the verdict goes to `simulation.json` beside it."""
+    """Test the grasp of a run folder in physics; verdict and recorded motion go to `simulation` in that folder."""
     run = Run.load(folder)
-    test = physics_of_run(run, progress=progress)
-    write_json(folder / SIMULATION_NAME, test.to_json())
+    test = simulate_grasp(world_of_run(run), run.hand, run.grasp.beta, run.scene.points, progress=progress)
+    test.save(folder / SIMULATION_NAME)
     return test
 
 
-def physics_of_run(run: Run, *, progress: bool = True) -> GraspTest:
-    """Test a grasp in physics, in the capture's own simulated world if it has one, else in the observed geometry."""
-    observation = read_capture(run.capture) if run.capture is not None else None
+def world_of_run(run: Run) -> World:
+    """The capture's own simulated world if it has one, else the observed geometry."""
+    observation = None
+    if run.capture is not None:
+        try:
+            observation = read_capture(run.capture)
+        except AfieldError as error:
+            logger.warning("The capture of this run cannot be read any more (%s); using what was observed.", error)
     if observation is not None and "simulation" in observation.extra:
-        world = world_from_capture(observation)
-    else:
-        pose, _ = run.hand.split(run.grasp.beta)
-        world = world_from_scene(run.scene, pose[:3, :3] @ run.hand.palm_center + pose[:3, 3])
-    return simulate_grasp(world, run.hand, run.grasp.beta, run.scene.points, progress=progress)
+        return world_from_capture(observation)
+    pose, _ = run.hand.split(run.grasp.beta)
+    return world_from_scene(run.scene, pose[:3, :3] @ run.hand.palm_center + pose[:3, 3])
 
 
 def view_run(folder: Path) -> Path:
     """Write `report.html` and the figures of a run folder; returns the page's path."""
+    from afield.simulate.render import film
     from afield.view.run_report import write_run_report
 
     run = Run.load(folder)
-    simulation = folder / SIMULATION_NAME
-    return write_run_report(folder, run, read_json(simulation) if simulation.is_file() else None)
+    if not (folder / SIMULATION_NAME).is_dir():
+        return write_run_report(folder, run)
+    test = GraspTest.load(folder / SIMULATION_NAME)
+    return write_run_report(folder, run, test.to_json(), frames=film(world_of_run(run), run.hand, run.grasp.beta, test))

@@ -162,6 +162,24 @@ def _load_network(network: torch.nn.Module, name: str, tensors: Mapping[str, Ten
     network.requires_grad_(False)
 
 
+def check_training(kind: str, preset: str, scenes: int) -> None:
+    """Refuse what `train_field` cannot make, before anything costly is done.
+
+    Raises:
+        AfieldError: an unknown kind or preset, or too few scenes.
+    """
+    if kind not in KINDS:
+        raise AfieldError(f"There is no field of kind '{kind}'; choose one of {', '.join(KINDS)}.")
+    if preset not in PRESETS:
+        raise AfieldError(f"There is no preset '{preset}' of the attention field; choose one of {', '.join(PRESETS)}.")
+    if scenes < 1:
+        raise AfieldError("A field needs at least one scene.")
+    if kind == "attention" and scenes < 2:
+        raise AfieldError(
+            "The attention field is trained on correspondences between scenes; give at least two captures."
+        )
+
+
 def train_field(
     scenes: Sequence[Scene],
     *,
@@ -189,12 +207,7 @@ def train_field(
     Raises:
         AfieldError: too few scenes or keypoints, mixed extractors, or an unknown kind.
     """
-    if kind not in KINDS:
-        raise AfieldError(f"There is no field of kind '{kind}'; choose one of {', '.join(KINDS)}.")
-    if preset not in PRESETS:
-        raise AfieldError(f"There is no preset '{preset}' of the attention field; choose one of {', '.join(PRESETS)}.")
-    if not scenes:
-        raise AfieldError("A field needs at least one scene.")
+    check_training(kind, preset, len(scenes))
     config = config or PretrainConfig()
     config = replace(config, steps=config.steps if steps is None else steps)
     check_one_source(scenes)
@@ -205,7 +218,8 @@ def train_field(
     if kind == "attention":
         return _train_attention(model, scenes, cast(Preset, preset), config, generator, progress)
     if kind == "sparsedff":
-        trained = train_refiner(scenes, replace(config.refine, channels=channels), generator, progress=progress)
+        refine = replace(config.refine, channels=channels, steps=config.refine.steps if steps is None else steps)
+        trained = train_refiner(scenes, refine, generator, progress=progress)
         if trained is not None:
             return replace(model, refiner=trained[0], losses=tuple(trained[1]))
     return model
@@ -220,10 +234,6 @@ def _train_attention(
     progress: bool,
 ) -> FieldModel:
     """Find keypoints, train the decoder on them, and note how many find their counterparts before and after."""
-    if len(scenes) < 2:
-        raise AfieldError(
-            "The attention field is trained on correspondences between scenes; give at least two captures."
-        )
     keypoints, neighbours = cyclic_keypoints(scenes, config.keypoints, generator)
     prepared = [center_features(model.projection.apply(scene)) for scene in scenes]
     decoder = Decoder(prepared[0].features.shape[-1], AttentionConfig(preset=preset), generator)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from afield.artifacts import load_artifact, write_artifact_files
+from afield.errors import AfieldError
 from afield.geometry import matrix_to_quat_wxyz
 from afield.hand import Hand
 
@@ -29,6 +30,8 @@ class GraspHistory:
     """The last energy of every start, also of those that successive halving dropped early."""
     start_beta: Float[Tensor, "starts d"]
     """The last configuration of every start."""
+    winner: int = 0
+    """Which start was chosen; not always the one of least energy, for a rehearsal may prefer another."""
     rounds: tuple[tuple[Int[Tensor, "_s"], Float[Tensor, "_t _s d"], Float[Tensor, "_t _s"]], ...] = ()
     """Every round of the successive halving in full: which starts took part, all their configurations and energies."""
     stages: tuple[Mapping[str, Any], ...] = ()
@@ -81,6 +84,7 @@ class Grasp:
         header = {
             "energy": self.energy,
             "terms": dict(self.terms),
+            "winner": history.winner,
             "stages": [dict(stage) for stage in history.stages],
             "provenance": dict(self.provenance),
         }
@@ -89,8 +93,10 @@ class Grasp:
     @classmethod
     def load(cls, folder: Path) -> Grasp:
         """Read a grasp back."""
-        names = ("beta", "history.beta", "history.step", "history.start_energy", "history.start_beta")
-        tensors, header = load_artifact(folder, "grasp", names)
+        names = ("beta", "history.beta", "history.step", "history.start_beta")
+        tensors, header = load_artifact(folder, "grasp", names, ("energy", "terms", "winner"))
+        if "history.start_energy" not in tensors:  # infinite where a start failed, so not among the required ones
+            raise AfieldError(f"{folder} lacks the tensor 'history.start_energy' that a grasp must have.")
         prefix = "history.terms."
         history = GraspHistory(
             beta=tensors["history.beta"],
@@ -98,6 +104,7 @@ class Grasp:
             terms={name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
             start_energy=tensors["history.start_energy"],
             start_beta=tensors["history.start_beta"],
+            winner=int(header["winner"]),
             rounds=tuple(
                 (
                     tensors[f"history.round{n}.start"],

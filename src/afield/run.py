@@ -57,7 +57,7 @@ class Run:
             "format_version": FORMAT_VERSION,
             "packages": package_versions(),
             "grasp": self.grasp.describe(self.hand),
-            "hand_file": self.hand_file,
+            "hand_file": str(Path(self.hand_file).resolve()) if Path(self.hand_file).is_file() else self.hand_file,
             "capture": str(self.capture.resolve()) if self.capture else None,
             "seconds": dict(self.seconds),
             "provenance": dict(self.grasp.provenance),

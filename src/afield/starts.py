@@ -85,6 +85,8 @@ def _palm_towards_scene(hand: Hand, count: int, generator: torch.Generator) -> F
     side = torch.randn(count, 3, generator=generator)
     side = torch.nn.functional.normalize(side - (side * view).sum(dim=-1, keepdim=True) * view, dim=-1)
     normal, finger = hand.palm_normal.cpu(), hand.finger_direction.cpu()
+    if float(torch.linalg.cross(normal, finger).norm()) < 1e-3:  # a gripper looks along its fingers
+        finger = torch.eye(3)[int(normal.abs().argmin())].to(normal)
     finger = torch.nn.functional.normalize(finger - (finger @ normal) * normal, dim=0)
     hand_axes = torch.stack((normal, finger, torch.linalg.cross(normal, finger)), dim=-1)
     world_axes = torch.stack((view, side, torch.linalg.cross(view, side)), dim=-1)

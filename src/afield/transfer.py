@@ -58,7 +58,7 @@ class Stage:
     starts: int
     """How many starts take part; the best of the round before."""
     steps: int
-    """Adam steps."""
+    """Adam steps; 0 only compares the starts."""
     query_points: int
     """How many of the demonstration's query points are used."""
     scene_points: int
@@ -72,11 +72,12 @@ class Stage:
 
 
 HALVING = (
-    Stage(64, 80, 64, 256, True, 1e-2, 3e-3),
-    Stage(16, 100, 128, 512, True, 5e-3, 1e-3),
+    Stage(1024, 0, 64, 256, True),
+    Stage(64, 60, 64, 256, True, 1e-2, 3e-3),
+    Stage(16, 80, 128, 512, True, 5e-3, 1e-3),
     Stage(8, 60, 256, 2048, False, 2e-3, 1e-4),
 )
-"""The default: most starts are dropped early and cheaply, the best eight are finished exactly."""
+"""The default: of many draws the best 64 distinct ones start, most are dropped early, the best eight are finished exactly."""
 
 FULL = (Stage(64, 300, 256, 2048, False),)
 """All starts, all steps, exact: what the default must not be worse than."""
@@ -196,7 +197,7 @@ def grasp_energy(
     weights: Weights,
 ) -> Energy:
     """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points."""
-    chosen = _spread(demonstration.points.points_link, stage.query_points)
+    chosen = _spread(demonstration.query_points(hand), stage.query_points)
     points = scene.points[_spread(scene.points, stage.scene_points)]
     terms: dict[str, EnergyTerm] = {
         "feature": FeatureTerm(field_here, goal[chosen]),
@@ -253,6 +254,7 @@ def _report(
         terms={name: torch.cat([t.terms[name][:, c] for t, c in columns]).cpu() for name in columns[0][0].terms},
         start_energy=start_energy.cpu(),
         start_beta=start_beta.cpu(),
+        winner=start,
         rounds=tuple((kept.cpu(), trace.beta.cpu(), trace.energy.cpu()) for kept, trace in rounds),
         stages=tuple(asdict(stage) for stage in config.stages),
     )

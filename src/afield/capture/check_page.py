@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
+from afield.artifacts import write_file
 from afield.capture.check import (
     MAX_CONTRADICTION,
     MAX_TILT,
@@ -66,16 +66,7 @@ camera, or by height.</p>
 <h2>Views</h2><div class="views">{cards}</div>
 </main></body></html>
 """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(content, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise AfieldError(f"Cannot write {path}: {error.strerror or error}; nothing was saved.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, content.encode("utf-8"))
 
 
 def _origin(observation: Observation) -> str:

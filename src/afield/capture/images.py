@@ -64,11 +64,14 @@ def read_mask(path: Path) -> Bool[np.ndarray, "height width"]:
 def read_array(path: Path) -> np.ndarray:
     """Read a `.npy` file without ever unpickling."""
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
     except OSError as error:
         raise AfieldError(f"Cannot read {path}: {error.strerror or error}.") from error
     except (ValueError, EOFError) as error:
         raise AfieldError(f"{path} is not a complete NumPy array ({error}).") from error
+    if not isinstance(array, np.ndarray):
+        raise AfieldError(f"{path} is an archive of arrays, but one array is needed.")
+    return array
 
 
 def write_color(path: Path, color: UInt8[np.ndarray, "height width 3"], jpeg_quality: int = 92) -> None:

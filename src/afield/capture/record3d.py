@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def read_record3d_capture(path: Path, *, max_views: int = 8, min_confidence: int
             ]
     except OSError as error:
         raise AfieldError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
         raise AfieldError(f"{path} is not a complete .r3d file ({error}).") from error
     return Observation(tuple(views), name=path.stem, folder=path.parent)
 
@@ -140,7 +141,10 @@ def _intrinsics(metadata: dict[str, Any], index: int, width: int, height: int, p
         raise AfieldError(
             f"{place}: the metadata has no usable intrinsics ('perFrameIntrinsicCoeffs' or 'K')."
         ) from error
-    scale_x, scale_y = width / metadata.get("w", width), height / metadata.get("h", height)
+    try:
+        scale_x, scale_y = width / float(metadata.get("w", width)), height / float(metadata.get("h", height))
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise AfieldError(f"{place}: 'w' and 'h' of the metadata must be the width and height in pixels.") from error
     return intrinsic_matrix(fx * scale_x, fy * scale_y, (cx + 0.5) * scale_x - 0.5, (cy + 0.5) * scale_y - 0.5)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import cv2
@@ -119,6 +119,35 @@ def mask_observation(observation: Observation, boxes: Mapping[str, Box]) -> Obse
             raise AfieldError(f"No pixel in the boxes of '{observation.name}' has depth; check the depth images.")
         masked |= {view.name: _with_box_mask(view, _projected_box(view, points)) for view in others}
     return replace(observation, views=tuple(masked[name] for name in names))
+
+
+def crop_to_workspace(observation: Observation, workspace: Sequence[float]) -> Observation:
+    """Erase the depth of everything outside a box of the world.
+
+    Args:
+        observation: any views.
+        workspace: lowest and highest corner in metres: x0, y0, z0, x1, y1, z1.
+
+    Raises:
+        AfieldError: the corners are the wrong way round, or nothing is left.
+    """
+    low, high = torch.tensor(workspace[:3]), torch.tensor(workspace[3:])
+    if len(workspace) != 6 or not bool((low < high).all()):
+        raise AfieldError(f"A workspace is x0 y0 z0 x1 y1 z1 in metres with x0 < x1 and so on, not {tuple(workspace)}.")
+    views = []
+    for view in observation.views:
+        rows, columns = np.nonzero(view.depth > 0)
+        pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+        points = view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]))
+        outside = ((points < low) | (points > high)).any(dim=-1).numpy()
+        depth = view.depth.copy()
+        depth[rows[outside], columns[outside]] = 0.0
+        views.append(replace(view, depth=depth))
+    if not any((view.depth > 0).any() for view in views):
+        raise AfieldError(
+            f"No depth of '{observation.name}' lies in the workspace {tuple(workspace)}; check its frame."
+        )
+    return replace(observation, views=tuple(views))
 
 
 def _with_box_mask(view: View, box: Box) -> View:

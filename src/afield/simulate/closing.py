@@ -56,10 +56,12 @@ def closing_step(
 
 
 def finger_points(hand: Hand) -> HandPoints:
-    """The keypoints on fingers, those that can press."""
-    fingers = {hand.link_names.index(body) for bodies in hand.description.fingers.values() for body in bodies}
+    """The keypoints on fingers, those that can press; where no fingers are named, all but those of the base."""
+    named = {body for bodies in hand.description.fingers.values() for body in bodies}
+    named = named or set(hand.link_names) - {hand.description.base}
+    fingers = {hand.link_names.index(body) for body in named}
     chosen = [i for i, link in enumerate(hand.keypoints.link.tolist()) if link in fingers]
-    index = torch.tensor(chosen, device=hand.keypoints.link.device)
+    index = torch.tensor(chosen, dtype=torch.long, device=hand.keypoints.link.device)
     keypoints = hand.keypoints
     return HandPoints(keypoints.link[index], keypoints.points_link[index], keypoints.normals_link[index])
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mujoco
@@ -18,6 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from afield.artifacts import load_artifact, save_artifact
+from afield.errors import AfieldError
 from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.simulate.closing import closing_step
@@ -78,13 +81,29 @@ class GraspTest:
     """For every direction: displacement (metres), rotation (radians), ok."""
     frames: Float[np.ndarray, "f q"]
     """Recorded states (MuJoCo's qpos), 25 per second, for replay."""
+    lifted_frame: int = 0
+    """The first frame of the pushes."""
     limits: dict[str, float] = field(default_factory=dict)
+    """What was allowed: penetration, lift, displacement (metres), rotation (radians)."""
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the frames."""
         content = asdict(self)
         content.pop("frames")
         return content
+
+    def save(self, folder: Path) -> None:
+        """Write verdict and frames as an artifact folder."""
+        save_artifact(folder, "grasp-test", {"frames": torch.from_numpy(self.frames)}, {"verdict": self.to_json()})
+
+    @classmethod
+    def load(cls, folder: Path) -> GraspTest:
+        """Read a test back."""
+        tensors, header = load_artifact(folder, "grasp-test", ("frames",))
+        try:
+            return cls(**header["verdict"], frames=tensors["frames"].numpy())
+        except (KeyError, TypeError) as error:
+            raise AfieldError(f"The verdict in {folder} is incomplete: {error}.") from error
 
 
 def simulate_grasp(
@@ -117,6 +136,7 @@ def simulate_grasp(
     bar = tqdm(total=6 + len(DIRECTIONS), desc="physics", unit="phase", disable=not progress)
     with bar, _warnings_to_log():
         lift_height = episode.pick_up(target, bar.update)
+        lifted_frame = len(episode.frames)
         pushes = {}
         for name, direction in DIRECTIONS.items():
             pushes[name] = episode.push(target, np.array(direction))
@@ -137,6 +157,7 @@ def simulate_grasp(
         lift_height=lift_height,
         pushes=pushes,
         frames=np.array(episode.frames),
+        lifted_frame=lifted_frame,
         limits=limits,
     )
 

@@ -15,7 +15,7 @@ from scipy.spatial import ConvexHull, KDTree, QhullError
 from torch import Tensor
 
 from afield.artifacts import read_json
-from afield.capture.rendered import add_object
+from afield.capture.objects import Stand, add_object, add_stand, set_mass
 from afield.errors import AfieldError
 from afield.fields.prepare import instances
 from afield.geometry import matrix_to_quat_wxyz
@@ -59,6 +59,8 @@ class World:
     """The object that is to be grasped; the one nearest to the hand if None."""
     geometry: str
     """Where shapes come from: "known" (the objects' own) or "observed" (convex hulls of the points that were seen)."""
+    stands: tuple[Stand, ...] = ()
+    """Fixed posts that carry objects; known worlds only."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,11 @@ def world_from_capture(observation: Observation) -> World:
             folder = (observation.folder / entry["object"]).resolve()
             mass = float(read_json(folder / "object.json")["mass"])
             objects.append(WorldObject(entry["name"], np.array(entry["T_world_object"], dtype=float), mass, folder))
-        return World(tuple(objects), float(simulation["table_height"]), simulation.get("target"), "known")
+        stands = tuple(Stand(**stand) for stand in simulation.get("stands", ()))
+        target = simulation.get("target")
+        if not objects or (target is not None and target not in {thing.name for thing in objects}):
+            raise KeyError(f"no object named {target!r}")
+        return World(tuple(objects), float(simulation["table_height"]), target, "known", stands)
     except (KeyError, TypeError, ValueError) as error:
         raise AfieldError(
             f"The simulated world in {observation.folder}/capture.json is incomplete: {error}."
@@ -164,13 +170,15 @@ def build_world(world: World, hand: Hand, actuation: HandActuation | None = None
     spec.option.cone = mujoco.mjtCone.mjCONE_ELLIPTIC
     spec.option.impratio = 10.0
     spec.visual.global_.offwidth, spec.visual.global_.offheight = 960, 720
-    _add_room(spec, world.table_height)
+    _add_room(spec, world)
+    for stand in world.stands:
+        add_stand(spec, stand, world.table_height)
     for thing in world.objects:
         _add_thing(spec, thing)
     _add_hand(spec, hand, actuation)
     model = spec.compile()
     for thing in world.objects:
-        _set_mass(model, thing)
+        set_mass(model, thing.name, thing.mass)
     mujoco.mj_setConst(model, mujoco.MjData(model))
     return model
 
@@ -187,11 +195,18 @@ def carrier_pose(hand: Hand, beta: Float[Tensor, "d"]) -> Float[np.ndarray, "7"]
     return torch.cat((root[:3, 3], matrix_to_quat_wxyz(root[:3, :3]))).numpy()
 
 
-def _add_room(spec: mujoco.MjSpec, height: float) -> None:
-    table = spec.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.6, 0.6, 0.02])
-    table.pos, table.rgba, table.friction = [0, 0, height - 0.02], [0.72, 0.66, 0.58, 1], [1.0, 0.005, 0.0001]
+def _add_room(spec: mujoco.MjSpec, world: World) -> None:
+    """Sky, lamp, and a table that reaches 0.5 m beyond the objects, wherever the world's origin is."""
+    places = np.array([thing.T_world_object[:2, 3] for thing in world.objects])
+    low, high = places.min(axis=0) - 0.5, places.max(axis=0) + 0.5
+    (x, y), half, height = (low + high) / 2, (high - low) / 2, world.table_height
+    sky = spec.add_texture(name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX)
+    sky.builtin, sky.width, sky.height = mujoco.mjtBuiltin.mjBUILTIN_GRADIENT, 64, 64
+    sky.rgb1, sky.rgb2 = [0.93, 0.95, 0.97], [0.72, 0.77, 0.82]
+    table = spec.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[*half, 0.02])
+    table.pos, table.rgba, table.friction = [x, y, height - 0.02], [0.72, 0.66, 0.58, 1], [1.0, 0.005, 0.0001]
     spec.worldbody.add_light(
-        name="lamp", pos=[0.4, -0.4, height + 1.6], dir=[-0.2, 0.2, -1], diffuse=[0.7] * 3, ambient=[0.35] * 3
+        name="lamp", pos=[x + 0.4, y - 0.4, height + 1.6], dir=[-0.2, 0.2, -1], diffuse=[0.7] * 3, ambient=[0.35] * 3
     )
 
 
@@ -243,11 +258,3 @@ def _add_hand(spec: mujoco.MjSpec, hand: Hand, actuation: HandActuation) -> None
         servo = spec.add_actuator(name=f"hand/{name}", target=f"hand/{name}", trntype=mujoco.mjtTrn.mjTRN_JOINT)
         servo.set_to_position(kp=stiffness)
         servo.forcelimited, servo.forcerange = True, [-limit, limit]
-
-
-def _set_mass(model: mujoco.MjModel, thing: WorldObject) -> None:
-    """Scale mass and inertia of a body to the mass that is known."""
-    body = model.body(thing.name).id
-    factor = thing.mass / model.body_mass[body]
-    model.body_mass[body] *= factor
-    model.body_inertia[body] *= factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from afield.artifacts import write_file
 from afield.demonstration import Demonstration
 from afield.errors import AfieldError
 from afield.hand import Hand
@@ -82,14 +84,12 @@ def write_figures(
     if panels.sections:
         figures["sections"] = _sections(pictures, panels.sections)
     written = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            FigureCanvasAgg(figure)
-            written.append(folder / f"{name}.png")
-            figure.savefig(written[-1], dpi=resolution, facecolor="white", bbox_inches="tight", pad_inches=0.08)
-    except OSError as error:
-        raise AfieldError(f"Cannot write figures into {folder}: {error.strerror or error}.") from error
+    for name, figure in figures.items():
+        FigureCanvasAgg(figure)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=resolution, facecolor="white", bbox_inches="tight", pad_inches=0.08)
+        written.append(folder / f"{name}.png")
+        write_file(written[-1], picture.getvalue())
     return written
 
 

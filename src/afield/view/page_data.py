@@ -221,14 +221,14 @@ def start_groups(history: GraspHistory) -> list[Mapping[str, Any]]:
     for number, (alive, _, _) in enumerate(history.rounds):
         ended[alive] = number
     last = int(ended.max())
-    finalists = torch.where(ended == last, energy, torch.inf)
-    winner = int(finalists.argmin())
+    winner = history.winner
     rank = energy.argsort().argsort() + 1
     steps = [int(stage["steps"]) for stage in history.stages]
     groups: list[Mapping[str, Any]] = []
     for number in range(last + 1):
         members = [i for i in range(len(energy)) if int(ended[i]) == number and i != winner and energy[i].isfinite()]
-        name = "finished" if number == last else f"given up after {sum(steps[: number + 1])} steps"
+        given_up = sum(steps[: number + 1])
+        name = "finished" if number == last else f"given up after {given_up} steps" if given_up else "not begun"
         groups.append(_group(name, members, energy, rank))
     return [group for group in groups if group["start"]] + [
         {**_group("chosen", [winner], energy, rank), "winner": True}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 import json
-import os
 import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from afield.artifacts import write_file
 from afield.demonstration import Demonstration
 from afield.errors import AfieldError
 from afield.hand import Hand
@@ -76,7 +75,7 @@ def write_report(
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),
     }
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _asset("report.html"))
-    _write(Path(path), page)
+    write_file(path, page.encode("utf-8"))
 
 
 def _plain(name: str) -> str:
@@ -85,17 +84,3 @@ def _plain(name: str) -> str:
 
 def _asset(name: str) -> str:
     return (files("afield.view") / name).read_text(encoding="utf-8")
-
-
-def _write(path: Path, page: str) -> None:
-    """Write the page beside its place and rename it, so that no half page is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise AfieldError(f"Cannot write {path}: {error.strerror or error}; nothing was saved.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
