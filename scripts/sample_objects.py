@@ -18,6 +18,7 @@ from sample_meshes import (
     write_plain,
     write_textured,
 )
+from sample_tools import make_tool
 
 CC0 = "CC0-1.0"
 CC_BY = "CC-BY-3.0"
@@ -28,6 +29,8 @@ LICENSE_URLS = {
     CC_BY_US: "https://creativecommons.org/licenses/by/3.0/us/",
 }
 SCOPIA = "Scopia Visual Interfaces Systems, s.l. (http://www.scopia.es) and Emmanuel PUYBARET / eTeks"
+GENERATED = "generated"
+"""Instead of an archive: the model is made by `sample_tools`."""
 MAX_PIECES = 12
 COLLISION_THRESHOLD = 0.05
 
@@ -323,12 +326,54 @@ RECIPES = (
         (("z", 90.0),),
         {"handle": ((0.58, 0.2, 0.0), (1.0, 0.8, 1.0))},
     ),
+    Recipe(
+        "mallet",
+        GENERATED,
+        "mallet",
+        "hammer",
+        (0, 0.25),
+        0.12,
+        CC0,
+        "the Afield authors",
+        "Mallet",
+        (),
+        {"handle": ((0.3, 0.0, 0.0), (1.0, 1.0, 1.0))},
+    ),
+    Recipe(
+        "sledge",
+        GENERATED,
+        "sledge",
+        "hammer",
+        (0, 0.235),
+        0.14,
+        CC0,
+        "the Afield authors",
+        "Sledge hammer",
+        (),
+        {"handle": ((0.32, 0.0, 0.0), (1.0, 1.0, 1.0))},
+    ),
+    Recipe(
+        "hatchet",
+        GENERATED,
+        "hatchet",
+        "hammer",
+        (0, 0.26),
+        0.12,
+        CC0,
+        "the Afield authors",
+        "Hatchet",
+        (),
+        {"handle": ((0.35, 0.0, 0.0), (1.0, 1.0, 1.0))},
+    ),
 )
 
 
 def build_object(recipe: Recipe, archives: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Write the object folder of one recipe (see `docs/captures.md` for its files) and return its description."""
-    parts = read_archive_model(archives / f"{recipe.archive}.sh3f", recipe.model)
+    if recipe.archive == GENERATED:
+        parts = make_tool(recipe.model)
+    else:
+        parts = read_archive_model(archives / f"{recipe.archive}.sh3f", recipe.model)
     mesh = decimate(bake_texture(parts, recipe.texture, recipe.recolor), recipe.faces, seed)
     mesh.vertices = _upright(mesh.vertices, recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -348,14 +393,20 @@ def build_object(recipe: Recipe, archives: Path, folder: Path, seed: int) -> dic
         "parts": {name: _part(box, low, high) for name, box in recipe.parts.items()},
         "license": recipe.license,
         "attribution": f"'{recipe.title}' by {recipe.creator}",
-        "source": f"Debian package sweethome3d-furniture, {recipe.archive}.sh3f: {recipe.model}"
-        + (f"; published at {recipe.source}" if recipe.source else ""),
+        "source": _source(recipe),
         "changes": "scaled to a toy, turned upright, materials joined into one texture"
         + (", fewer triangles" if len(mesh.faces) < sum(len(part.faces) for part in parts) else "")
         + "; convex collision pieces added",
     }
     (folder / "object.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
     return description
+
+
+def _source(recipe: Recipe) -> str:
+    if recipe.archive == GENERATED:
+        return "scripts/sample_tools.py"
+    published = f"; published at {recipe.source}" if recipe.source else ""
+    return f"Debian package sweethome3d-furniture, {recipe.archive}.sh3f: {recipe.model}{published}"
 
 
 def _upright(vertices: Float[np.ndarray, "v 3"], recipe: Recipe) -> Float[np.ndarray, "v 3"]:

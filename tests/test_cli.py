@@ -210,3 +210,10 @@ def test_masking_a_capture_with_one_box(tmp_path: Path) -> None:
     far = _afield("capture", "mask", HORSE, "-o", tmp_path / "no", "--workspace", 5, 5, 5, 6, 6, 6)
     _refused(far, "No depth")
     assert not (tmp_path / "no").exists()
+
+
+def test_a_demonstration_needs_a_configuration_or_a_part(tmp_path: Path) -> None:
+    _refused(_afield("demonstrate", "-o", tmp_path / "demo", "--capture", HORSE), "--configuration", "--part")
+    _refused(_afield("demonstrate", "-o", tmp_path / "demo", "--part", "back", "--object", "cow"), "'cow'", "horse")
+    _refused(_afield("demonstrate", "-o", tmp_path / "demo", "--part", "wing", "--object", "horse"), "'wing'", "back")
+    assert not (tmp_path / "demo").exists()

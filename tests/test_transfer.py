@@ -16,7 +16,7 @@ from afield.pretrain import FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Plane, Scene
-from afield.starts import StartConfig, _palm_towards_scene, sample_starts
+from afield.starts import StartConfig, palm_towards, sample_starts
 from afield.transfer import Stage, TransferConfig, Weights, _spread, transfer_grasp
 
 SOURCE = FeatureSource("color", 1, 224, 0.3)
@@ -234,7 +234,7 @@ def test_screening_compares_many_draws_and_starts_from_the_best(
 
 def test_starts_of_a_gripper_that_looks_along_its_fingers(hand: Hand) -> None:
     gripper = replace(hand, palm_normal=hand.finger_direction)
-    rotation = _palm_towards_scene(gripper, 8, torch.Generator().manual_seed(0))
+    rotation = palm_towards(gripper, 8, torch.Generator().manual_seed(0))
     torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(8))
 
 

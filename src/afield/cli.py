@@ -129,32 +129,43 @@ def train(
 
 @app.command
 def demonstrate(
-    configuration: Path,
-    capture: Path,
     out: Out,
+    configuration: Path | None = None,
+    capture: Path | None = None,
+    part: str | None = None,
+    object: str | None = None,
     hand: str = "shadow",
     extractor: str = "dinov2-s-embedded",
     query_points: int = 256,
     seed: int = 0,
 ) -> None:
-    """Make a demonstration from a hand configuration in a captured scene.
+    """Make a demonstration from a hand configuration in a captured scene, or find a stable grasp on a part of a known object.
 
     Args:
+        out: folder for the demonstration.
         configuration: JSON file with the pose of the palm frame in the world and the joint angles (docs/hands.md).
         capture: capture of the scene that the configuration belongs to.
-        out: folder for the demonstration.
+        part: instead of a configuration: search for a grasp on this part (back, handle, ...) of the capture's target.
+        object: with `part`: a sample object instead of a capture, for instance horse.
         hand: name of a hand or path of a hand description.
         extractor: name of the image feature extractor.
         query_points: points sampled on the hand's surface.
         seed: seed of everything random.
     """
     from afield.artifacts import check_replaceable
-    from afield.pipeline import demonstrate_from_files
+    from afield.pipeline import demonstrate_from_files, demonstrate_part, sample_capture
 
     check_replaceable(out)
-    demonstration = demonstrate_from_files(
-        configuration, capture, hand=hand, extractor=extractor, query_points=query_points, seed=seed
-    )
+    if object is not None and capture is None:
+        capture = sample_capture(object)
+    if capture is None or (configuration is None) == (part is None):
+        raise AfieldError("Give --configuration and --capture, or --part and --object (or --capture).")
+    options = {"hand": hand, "extractor": extractor, "query_points": query_points, "seed": seed}
+    if configuration is not None:
+        demonstration = demonstrate_from_files(configuration, capture, **options)
+    else:
+        assert part is not None, "one of the two was given"
+        demonstration = demonstrate_part(part, capture, **options)
     demonstration.save(out)
     _say(f"Demonstration '{demonstration.name}' of the hand '{demonstration.hand}' saved in {out}")
 
@@ -249,6 +260,47 @@ def bench_halving(
     from afield.benchmark import halving_bench
 
     _finish(halving_bench.run(run, seeds), json_file)
+
+
+@bench_app.command(name="grasp")
+def bench_grasp(
+    objects: Path | None = None,
+    split: str = "test",
+    table: int | None = None,
+    trials: int = 10,
+    methods: tuple[str, ...] = (),
+    out: Out = Path("runs/bench_grasp"),
+    jobs: int = 0,
+    hand: str = "shadow",
+    seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Repeat demonstrated grasps in new scenes with every method and judge them in physics: the paper's Tables 1 to 3.
+
+    Args:
+        objects: manifest of your own objects (docs/benchmark.md); the shipped one by default.
+        split: rows to run: dev, or test, on other objects.
+        table: only this table.
+        trials: scenes per row.
+        methods: only these columns.
+        out: work folder; an interrupted run goes on from there.
+        jobs: processes; 0 is one per core.
+        hand: name of a hand or path of a hand description.
+        seed: seed of scenes, fields and starts.
+        json_file: write summaries and every trial here.
+    """
+    from afield.artifacts import write_json
+    from afield.benchmark.grasp import GraspBenchConfig, run
+    from afield.benchmark.grasp.methods import METHODS
+    from afield.benchmark.grasp.run import SHIPPED
+
+    config = GraspBenchConfig(
+        objects or SHIPPED, split, table, trials, methods or tuple(METHODS), out, jobs, hand, seed=seed
+    )
+    result = run(config)
+    _say(result["markdown"])
+    if json_file is not None:
+        write_json(json_file, result)
 
 
 @app.command

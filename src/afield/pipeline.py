@@ -29,6 +29,7 @@ from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Scene
 from afield.simulate import GraspTest, World, rehearse, simulate_grasp, world_from_capture, world_from_scene
+from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,51 @@ def demonstrate_from_files(
     return demonstrate(
         configuration.stem, model, beta, scene, query_count=query_points, seed=seed, provenance=provenance
     )
+
+
+def demonstrate_part(
+    part: str,
+    capture: Path,
+    *,
+    hand: str = "shadow",
+    extractor: str = "dinov2-s-embedded",
+    query_points: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> Demonstration:
+    """Synthesize a stable grasp on a named part of a capture's target and make a demonstration of it.
+
+    Args:
+        part: one of the parts in the target's `object.json`.
+        capture: a capture that remembers its simulation, such as the samples.
+        hand: name of a hand or path of a hand description.
+        extractor: name of the feature extractor.
+        query_points: points sampled on the hand's surface.
+        seed: of the synthesis and of everything else random.
+        progress: show progress bars.
+
+    Raises:
+        AfieldError: the capture knows no objects, the target has no such part, or no candidate holds in physics.
+    """
+    model, world = hand_by_name(hand), world_from_capture(read_capture(capture))
+    found = synthesize_grasp(world, find_part(world, part), model, SynthesisConfig(seed=seed), progress=progress)
+    scene = scene_from_capture(capture, extractor=extractor, seed=seed, progress=progress)
+    provenance = {"capture": scene.name, "extractor": extractor, "part": part, "robustness": found.robustness}
+    name = f"{world.target}_{part}"
+    return demonstrate(name, model, found.beta, scene, query_count=query_points, seed=seed, provenance=provenance)
+
+
+def sample_capture(name: str) -> Path:
+    """The sample capture of a single object.
+
+    Raises:
+        AfieldError: there is none of that name.
+    """
+    folder = Path(__file__).parent / "samples" / "captures"
+    if not (folder / name / "capture.json").is_file():
+        known = sorted(entry.name for entry in folder.iterdir() if "_in_" not in entry.name)
+        raise AfieldError(f"There is no sample capture of '{name}'; there are {', '.join(known)}. Or give --capture.")
+    return folder / name
 
 
 def load_field(field: str, demonstration: Demonstration) -> FieldModel:

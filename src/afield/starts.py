@@ -62,7 +62,7 @@ def sample_starts(
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))
     turned = rotation_about_axis(up.expand(like, 3), yaw) @ pose[:3, :3]
-    rotation = torch.cat((turned, _palm_towards_scene(hand, count - like, generator)))
+    rotation = torch.cat((turned, palm_towards(hand, count - like, generator)))
     axis = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
     rotation = rotation_about_axis(axis, config.tilt * torch.rand(count, generator=generator)) @ rotation
 
@@ -77,7 +77,7 @@ def sample_starts(
     return hand.join(pose_from(rotation, translation).to(scene.points), angles.to(scene.points))
 
 
-def _palm_towards_scene(hand: Hand, count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
+def palm_towards(hand: Hand, count: int, generator: torch.Generator) -> Float[Tensor, "count 3 3"]:
     """Rotations whose palm looks down along random directions of the upper half sphere, with a random roll."""
     view = torch.randn(count, 3, generator=generator)
     view[:, 2] = -view[:, 2].abs()

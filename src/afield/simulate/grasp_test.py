@@ -58,6 +58,8 @@ class GraspTestConfig:
     """The pregrasp is this far behind the grasp along the palm's normal, in metres."""
     squeeze: float = 0.02
     """The fingers' targets lie this far inside the object, in metres."""
+    stop_early: bool = False
+    """End at the first condition that fails; the later ones are then not measured."""
     actuation: HandActuation = field(default_factory=HandActuation)
     """How the hand is driven."""
 
@@ -81,6 +83,8 @@ class GraspTest:
     """For every direction: displacement (metres), rotation (radians), ok."""
     frames: Float[np.ndarray, "f q"]
     """Recorded states (MuJoCo's qpos), 25 per second, for replay."""
+    contacts: Float[np.ndarray, "c 3"] = field(default_factory=lambda: np.zeros((0, 3)))
+    """Where the lifted object touches the hand, in metres in the object's frame."""
     lifted_frame: int = 0
     """The first frame of the pushes."""
     limits: dict[str, float] = field(default_factory=dict)
@@ -89,19 +93,25 @@ class GraspTest:
     def to_json(self) -> dict[str, Any]:
         """Everything but the frames."""
         content = asdict(self)
-        content.pop("frames")
+        for name in ("frames", "contacts"):
+            content.pop(name)
         return content
 
     def save(self, folder: Path) -> None:
         """Write verdict and frames as an artifact folder."""
-        save_artifact(folder, "grasp-test", {"frames": torch.from_numpy(self.frames)}, {"verdict": self.to_json()})
+        save_artifact(
+            folder,
+            "grasp-test",
+            {"frames": torch.from_numpy(self.frames), "contacts": torch.from_numpy(self.contacts)},
+            {"verdict": self.to_json()},
+        )
 
     @classmethod
     def load(cls, folder: Path) -> GraspTest:
         """Read a test back."""
-        tensors, header = load_artifact(folder, "grasp-test", ("frames",))
+        tensors, header = load_artifact(folder, "grasp-test", ("frames", "contacts"))
         try:
-            return cls(**header["verdict"], frames=tensors["frames"].numpy())
+            return cls(**header["verdict"], frames=tensors["frames"].numpy(), contacts=tensors["contacts"].numpy())
         except (KeyError, TypeError) as error:
             raise AfieldError(f"The verdict in {folder} is incomplete: {error}.") from error
 
@@ -133,12 +143,18 @@ def simulate_grasp(
     episode = _Episode(model, hand, beta.detach().cpu().float(), scene_points.cpu().float(), config)
     target = episode.find_target(world)
     penetration = episode.penetration(target)
+    contacts = np.zeros((0, 3))
     bar = tqdm(total=6 + len(DIRECTIONS), desc="physics", unit="phase", disable=not progress)
     with bar, _warnings_to_log():
-        lift_height = episode.pick_up(target, bar.update)
-        lifted_frame = len(episode.frames)
-        pushes = {}
+        pushes: dict[str, dict[str, Any]] = {}
+        lift_height, lifted_frame = 0.0, 0
+        if not (config.stop_early and penetration > config.max_penetration):
+            lift_height = episode.pick_up(target, bar.update)
+            lifted_frame = len(episode.frames)
+            contacts = episode.contacts(target)
         for name, direction in DIRECTIONS.items():
+            if config.stop_early and _judge(config, penetration, lift_height, pushes):
+                break
             pushes[name] = episode.push(target, np.array(direction))
             bar.update()
     failure = episode.instability() or _judge(config, penetration, lift_height, pushes)
@@ -158,6 +174,7 @@ def simulate_grasp(
         pushes=pushes,
         frames=np.array(episode.frames),
         lifted_frame=lifted_frame,
+        contacts=contacts,
         limits=limits,
     )
 
@@ -285,6 +302,16 @@ class _Episode:
         self.data.xfrc_applied[body] = 0.0
         ok = moved <= self.config.max_displacement and turned <= self.config.max_rotation
         return {"displacement": moved, "rotation": turned, "ok": ok}
+
+    def contacts(self, target: str) -> Float[np.ndarray, "c 3"]:
+        """Where the target touches the hand now, in the target's frame."""
+        body = self.model.body(target).id
+        found = []
+        for contact in self.data.contact[: self.data.ncon]:
+            geoms = {int(contact.geom1), int(contact.geom2)}
+            if body in {int(self.model.geom_bodyid[g]) for g in geoms} and geoms & set(self.hand_geoms):
+                found.append(self.data.xmat[body].reshape(3, 3).T @ (contact.pos - self.data.xpos[body]))
+        return np.array(found).reshape(-1, 3)
 
     def _in_hand(self, body: int) -> Float[np.ndarray, "4 4"]:
         """Pose of a body in the carrier's frame."""

@@ -18,7 +18,7 @@ from afield.scene import Scene
 from afield.simulate.grasp_test import GraspTest, GraspTestConfig, simulate_grasp
 from afield.simulate.world import world_from_scene
 
-STRICT = GraspTestConfig(max_penetration=0.006, max_displacement=0.025, max_rotation=math.radians(8.0))
+STRICT = GraspTestConfig(max_penetration=0.006, max_displacement=0.025, max_rotation=math.radians(8.0), stop_early=True)
 """Half of what the real test allows, because true shapes differ from what was seen."""
 
 
@@ -50,11 +50,10 @@ def rehearse(
         tests.append(simulate_grasp(world, hand, beta, scene.points, config, progress=False))
         if tests[-1].success:
             break
-    reached = [_reached(test) for test in tests]
-    return int(torch.tensor(reached).argmax()), tests
+    return int(torch.tensor([reached(test) for test in tests]).argmax()), tests
 
 
-def _reached(test: GraspTest) -> float:
+def reached(test: GraspTest) -> float:
     """How far a grasp got: lifted, through how many pushes, and how deep it was in the object."""
     score = -min(test.initial_penetration, 0.03) / 0.03
     if test.lift_height < test.limits["lift"]:

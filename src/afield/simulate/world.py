@@ -88,14 +88,14 @@ def world_from_capture(observation: Observation) -> World:
         AfieldError: the capture has no `simulation` entry, or it is incomplete.
     """
     simulation = observation.extra.get("simulation")
-    if not isinstance(simulation, dict) or observation.folder is None:
+    if not isinstance(simulation, dict):
         raise AfieldError(
             f"The capture '{observation.name}' has no simulated world; use the observed geometry instead."
         )
     objects = []
     try:
         for entry in simulation["objects"]:
-            folder = (observation.folder / entry["object"]).resolve()
+            folder = ((observation.folder or Path()) / entry["object"]).resolve()
             mass = float(read_json(folder / "object.json")["mass"])
             objects.append(WorldObject(entry["name"], np.array(entry["T_world_object"], dtype=float), mass, folder))
         stands = tuple(Stand(**stand) for stand in simulation.get("stands", ()))

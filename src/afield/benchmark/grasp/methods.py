@@ -1,0 +1,42 @@
+"""What is compared. All methods but `faithful` share search, physical terms and rehearsal; they differ in what they describe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from afield.transfer import TransferConfig
+
+PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False)
+
+
+@dataclass(frozen=True)
+class Method:
+    """One column of the tables."""
+
+    kind: str
+    """Of the field."""
+    preset: str = "default"
+    """Of the attention field."""
+    config: TransferConfig = field(default_factory=TransferConfig)
+    rehearse: bool = True
+    """Choose among the last minima in physics, on the observed points."""
+    true_mask: bool = False
+    """See the target's points only: an upper bound of finding the object."""
+
+    @property
+    def field_name(self) -> str:
+        """Name of the field it needs; several methods share one."""
+        return f"{self.kind}-{self.preset}"
+
+
+METHODS = {
+    "attention": Method("attention"),
+    "attention, true mask": Method("attention", true_mask=True, config=replace(TransferConfig(), gate=False)),
+    "faithful": Method("attention", "faithful", TransferConfig(preset="faithful"), rehearse=False),
+    "sparsedff": Method("sparsedff", config=PLAIN),
+    "sparsedff + geometry + gate": Method("sparsedff"),
+    "dff": Method("dff", config=PLAIN),
+    "dff + geometry + gate": Method("dff"),
+    "geometry": Method("geometry", config=PLAIN),
+}
+"""By name. `geometry` alone has no features and so neither gate nor centring."""

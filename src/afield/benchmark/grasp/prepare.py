@@ -1,0 +1,193 @@
+"""What the trials of a row need, made once and kept in the work folder: scenes, demonstrations, fields.
+
+Every function is a task of its own process: it takes names and paths, and skips what is already there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from afield.artifacts import read_json, write_json
+from afield.benchmark.grasp.manifest import BenchObject, Manifest, Row, read_manifest
+from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene
+from afield.benchmark.grasp.trial import Setting, run_trial
+from afield.capture import read_capture
+from afield.capture.objects import PlacedObject, body_pose
+from afield.capture.room import RenderConfig, settle
+from afield.demonstration import Demonstration, demonstrate
+from afield.geometry import matrix_to_quat_wxyz, pose_from, quat_wxyz_to_matrix
+from afield.hand import Hand, hand_by_name
+from afield.pipeline import scene_from_capture
+from afield.pretrain import FieldModel, train_field
+from afield.scene import Scene
+from afield.simulate import World, world_from_capture
+from afield.simulate.world import WorldObject
+from afield.synthesis import SynthesisConfig, Synthesized, find_part, synthesize_grasp
+
+PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark run: where its inputs are and where it works."""
+
+    manifest_file: Path
+    work: Path
+    hand: str = "shadow"
+    extractor: str = "dinov2-s-embedded"
+    seed: int = 0
+
+    def manifest(self) -> Manifest:
+        """Objects and rows."""
+        return read_manifest(self.manifest_file, self.work)
+
+    def scene_folder(self, spec: SceneSpec) -> Path:
+        """Where a scene's capture and points are kept."""
+        return self.work / "scenes" / spec.name
+
+    def field_folder(self, row: Row, field: str) -> Path:
+        """Where a trained field is kept."""
+        return self.work / "fields" / f"{field}_{'_'.join(row.pretrain)}_{self.seed}_{int(row.context)}"
+
+    def trial_file(self, row: Row, trial: int, method: str) -> Path:
+        """Where a trial's record is kept."""
+        return self.work / "trials" / row.name / f"{trial:03d}_{method.replace(', ', '_').replace(' + ', '_')}.json"
+
+
+def pretraining(row: Row) -> list[SceneSpec]:
+    """The scenes without demonstrations that a row's fields are trained on.
+
+    The paper's scenes in context come in any orientation; so every second one of the same object does here.
+    """
+    specs = []
+    for index, name in enumerate(row.pretrain):
+        number = row.pretrain[:index].count(name)
+        specs.append(SceneSpec(name, None, PRETRAIN_SEED + number, any_pose=row.context and number % 2 == 1))
+    return specs
+
+
+def demo_scene(row: Row) -> SceneSpec:
+    """The demonstrated object alone."""
+    return SceneSpec(row.demo[0], None, DEMO_SEED)
+
+
+def trial_scene(row: Row, trial: int, seed: int) -> SceneSpec:
+    """The scene of a trial; the same for all methods."""
+    return SceneSpec(row.test[0], row.test[1], TRIAL_SEED + 1000 * seed + trial, context=row.context)
+
+
+def make_scene(bench: Bench, spec: SceneSpec) -> None:
+    """Render a scene and describe it."""
+    folder = bench.scene_folder(spec)
+    render_scene(spec, bench.manifest().objects, folder / "capture")
+    if not (folder / "scene").is_dir():
+        scene_from_capture(folder / "capture", extractor=bench.extractor, progress=False).save(folder / "scene")
+
+
+def make_demonstration(bench: Bench, name: str, part: str) -> None:
+    """Find a stable grasp on an object's part, in the object's frame, unless one is shipped or was found before."""
+    if demonstration_file(bench, name, part).is_file():
+        return
+    objects, hand = bench.manifest().objects, hand_by_name(bench.hand)
+    world = upright_world(objects[name])
+    found = synthesize_grasp(world, find_part(world, part), hand, SynthesisConfig(seed=bench.seed), progress=False)
+    content = demonstration_content(found, world, hand, name, part)
+    write_json(bench.work / "demonstrations" / f"{name}_{part}.json", content)
+
+
+def demonstration_content(found: Synthesized, world: World, hand: Hand, name: str, part: str) -> dict[str, Any]:
+    """A synthesized grasp in its object's frame, for a JSON file."""
+    pose, joints = hand.split(found.beta)
+    T_object_hand = torch.linalg.inv(torch.tensor(world.objects[0].T_world_object).float()) @ pose
+    return {
+        "hand": hand.name,
+        "object": name,
+        "part": part,
+        "T_object_hand": {
+            "position": [round(float(x), 5) for x in T_object_hand[:3, 3]],
+            "quat_wxyz": [round(float(x), 6) for x in matrix_to_quat_wxyz(T_object_hand[:3, :3])],
+        },
+        "joints": {name: round(float(angle), 4) for name, angle in zip(hand.joint_names, joints, strict=True)},
+        "robustness": round(found.robustness, 3),
+    }
+
+
+def demonstration_file(bench: Bench, name: str, part: str) -> Path:
+    """The shipped demonstration beside the manifest, or the one in the work folder."""
+    shipped = bench.manifest_file.parent / "grasp_demonstrations" / f"{name}_{part}.json"
+    if shipped.is_file() and read_json(shipped).get("hand") == bench.hand:
+        return shipped
+    return bench.work / "demonstrations" / f"{name}_{part}.json"
+
+
+def upright_world(thing: BenchObject) -> World:
+    """The object alone at rest on the table, or on its post."""
+    room = settle([PlacedObject(thing.folder, stand=STAND_HEIGHT if thing.stand else 0.0)], RenderConfig())
+    mass = float(read_json(thing.folder / "object.json")["mass"])
+    placed = WorldObject(room.names[0], body_pose(room.data, room.names[0]), mass, thing.folder)
+    return World((placed,), 0.0, placed.name, "known", tuple(room.stands))
+
+
+def load_demonstration(bench: Bench, row: Row, hand: Hand) -> Demonstration:
+    """The demonstration of a row in its own scene."""
+    folder = bench.scene_folder(demo_scene(row))
+    world = world_from_capture(read_capture(folder / "capture"))
+    beta = place_demonstration(read_json(demonstration_file(bench, *row.demo)), world, hand)
+    return demonstrate("_".join(row.demo), hand, beta, Scene.load(folder / "scene"))
+
+
+def place_demonstration(content: Mapping[str, Any], world: World, hand: Hand) -> Float[Tensor, "d"]:
+    """A demonstration in its object's frame as a hand configuration in the world of that object."""
+    pose = content["T_object_hand"]
+    T_object_hand = pose_from(quat_wxyz_to_matrix(torch.tensor(pose["quat_wxyz"])), torch.tensor(pose["position"]))
+    joints = torch.tensor([content["joints"][name] for name in hand.joint_names])
+    shown = next(thing for thing in world.objects if thing.name == world.target)
+    return hand.join(torch.tensor(shown.T_world_object).float() @ T_object_hand, joints)
+
+
+def make_field(bench: Bench, row: Row, method: str) -> None:
+    """Train a method's field on a row's scenes."""
+    chosen = METHODS[method]
+    folder = bench.field_folder(row, chosen.field_name)
+    if not folder.is_dir():
+        scenes = [Scene.load(bench.scene_folder(spec) / "scene") for spec in pretraining(row)]
+        train_field(scenes, kind=chosen.kind, preset=chosen.preset, seed=bench.seed, progress=False).save(folder)
+
+
+def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
+    """Run one trial and keep its record."""
+    file = bench.trial_file(row, trial, method)
+    if file.is_file() and read_json(file).get("method_config") == _fingerprint(method):
+        return
+    hand, chosen = hand_by_name(bench.hand), METHODS[method]
+    spec = trial_scene(row, trial, bench.seed)
+    folder = bench.scene_folder(spec)
+    setting = Setting(
+        row,
+        load_demonstration(bench, row, hand),
+        Scene.load(folder / "scene"),
+        read_capture(folder / "capture"),
+        bench.manifest().objects,
+        hand,
+        bench.seed + trial,
+    )
+    record = run_trial(setting, chosen, FieldModel.load(bench.field_folder(row, chosen.field_name)))
+    key: Mapping[str, Any] = {
+        "table": row.table, "row": row.name, "trial": trial, "method": method, "scene": spec.name,
+        "method_config": _fingerprint(method),
+    }  # fmt: skip
+    write_json(file, {**key, **record})
+
+
+def _fingerprint(method: str) -> dict[str, Any]:
+    """A trial is run again when its method has changed."""
+    return json.loads(json.dumps(asdict(METHODS[method])))

@@ -1,0 +1,142 @@
+"""`afield bench grasp`: prepare, run the trials in parallel, print the tables. What is done already is not done again."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from afield.artifacts import package_versions, read_json, write_json
+from afield.benchmark.grasp import prepare
+from afield.benchmark.grasp.manifest import Row
+from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.prepare import Bench
+from afield.benchmark.grasp.tables import evaluate, markdown
+from afield.capture.opengl import opengl_environment
+from afield.errors import AfieldError
+
+SHIPPED = Path(__file__).parents[2] / "samples" / "grasp_objects.json"
+
+
+@dataclass(frozen=True)
+class GraspBenchConfig:
+    """What to run."""
+
+    objects: Path = SHIPPED
+    """Manifest of objects and rows; the shipped one by default."""
+    split: str = "test"
+    """Rows of which split: choices are made on `dev`, figures are reported on `test`."""
+    table: int | None = None
+    """Only this table."""
+    trials: int = 10
+    """Scenes per row."""
+    methods: tuple[str, ...] = tuple(METHODS)
+    """Which methods."""
+    out: Path = Path("runs/bench_grasp")
+    """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
+    jobs: int = 0
+    """Processes; 0 is one per core."""
+    hand: str = "shadow"
+    """Name of a hand or path of a hand description."""
+    extractor: str = "dinov2-s-embedded"
+    """Image features."""
+    seed: int = 0
+    """Seed of scenes, fields and starts."""
+
+
+def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
+    """Run the benchmark.
+
+    Returns:
+        `mean_success` by method, summaries by table, every trial, and the tables as Markdown.
+
+    Raises:
+        AfieldError: an unknown split, table or method, a damaged manifest, or no way to draw pictures.
+    """
+    for name in config.methods:
+        if name not in METHODS:
+            raise AfieldError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    variables, reason = opengl_environment()
+    if variables is None:
+        raise AfieldError(f"The scenes must be drawn, but no OpenGL driver works ({reason}); install libegl1.")
+    bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
+    rows = _rows(bench, config)
+    jobs = config.jobs or os.cpu_count() or 1
+    # Workers inherit these: MuJoCo binds its OpenGL on import, and many small processes beat many threads.
+    before = dict(os.environ)
+    os.environ.update({**variables, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))})
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+            _everything(pool, bench, rows, config, progress)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    records = [
+        read_json(bench.trial_file(row, trial, name))
+        for row in rows
+        for trial in range(config.trials)
+        for name in config.methods
+    ]
+    result = {
+        **evaluate(records, config.methods),
+        "split": config.split,
+        "seed": config.seed,
+        "packages": package_versions(),
+        "trials": records,
+        "markdown": markdown(rows, records, config.methods),
+    }
+    write_json(bench.work / "result.json", result)
+    return result
+
+
+def _rows(bench: Bench, config: GraspBenchConfig) -> list[Row]:
+    found = bench.manifest().rows
+    split = config.split if config.split in found else "all"
+    if split not in found:
+        raise AfieldError(f"There is no split '{config.split}' in {config.objects}; it has {', '.join(found)}.")
+    rows = [row for row in found[split] if config.table in (None, row.table)]
+    if not rows:
+        raise AfieldError(f"The split '{split}' of {config.objects} has no table {config.table}.")
+    return rows
+
+
+def _everything(
+    pool: ProcessPoolExecutor, bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, progress: bool
+) -> None:
+    """Scenes and demonstrations, then fields, then trials; each stage needs the one before."""
+    specs = {spec: None for row in rows for spec in (*prepare.pretraining(row), prepare.demo_scene(row))}
+    specs |= {prepare.trial_scene(row, n, bench.seed): None for row in rows for n in range(config.trials)}
+    shown = dict.fromkeys(row.demo for row in rows)
+    first = [(prepare.make_demonstration, (bench, *demo)) for demo in shown]
+    _stage(pool, "scenes", [*first, *((prepare.make_scene, (bench, spec)) for spec in specs)], progress)
+    fields = {
+        bench.field_folder(row, METHODS[name].field_name): (prepare.make_field, (bench, row, name))
+        for row in rows
+        for name in config.methods
+    }
+    _stage(pool, "fields", list(fields.values()), progress)
+    trials = [
+        (prepare.make_trial, (bench, row, trial, name))
+        for trial in range(config.trials)
+        for row in rows
+        for name in config.methods
+    ]
+    _stage(pool, "trials", trials, progress)
+
+
+def _stage(
+    pool: ProcessPoolExecutor, title: str, tasks: Iterable[tuple[Callable[..., None], tuple[Any, ...]]], progress: bool
+) -> None:
+    futures: list[Future[None]] = [pool.submit(function, *arguments) for function, arguments in tasks]
+    try:
+        for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=not progress):
+            future.result()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise

@@ -1,0 +1,98 @@
+"""From the records of the trials to the paper's tables, with 95% intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afield.benchmark.grasp.manifest import Row
+
+TITLES = {1: "Object in scene contexts", 2: "Cross-object grasp transfer", 3: "Functional grasping"}
+
+
+def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a rate, by default at 95%."""
+    if trials == 0:
+        return 0.0, 1.0
+    rate = successes / trials
+    middle = rate + z * z / (2 * trials)
+    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Rates and means of some trials of one method."""
+    count, successes = len(records), sum(bool(record["success"]) for record in records)
+    low, high = wilson(successes, count)
+    causes = [str(record["cause"]) for record in records]
+
+    def mean(key: str) -> float | None:
+        values = [float(record[key]) for record in records if record.get(key) is not None]
+        return round(sum(values) / len(values), 4) if values else None
+
+    return {
+        "trials": count,
+        "success": round(successes / count, 3) if count else None,
+        "interval": [round(low, 3), round(high, 3)],
+        "held": mean("held"),
+        "on_part": mean("on_part"),
+        "distance_to_part": mean("distance_to_part"),
+        "penetration": mean("penetration"),
+        "seconds": mean("seconds"),
+        "causes": {cause: causes.count(cause) for cause in sorted(set(causes))},
+    }
+
+
+def evaluate(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
+    """Summaries by table and method, and the mean success of each method over all trials."""
+    tables = sorted({int(record["table"]) for record in records})
+    by_method = {name: [record for record in records if record["method"] == name] for name in methods}
+    return {
+        "mean_success": {name: summarize(found)["success"] for name, found in by_method.items() if found},
+        "tables": {
+            str(table): {
+                name: summarize([record for record in found if record["table"] == table])
+                for name, found in by_method.items()
+            }
+            for table in tables
+        },
+    }
+
+
+def markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> str:
+    """The tables as text: successes by row, the mean with its interval, and the paper's figures for comparison."""
+    blocks = []
+    for table in sorted({row.table for row in rows}):
+        head = ["pre-train", "demonstration", "test scene", *methods, "paper: ours / SparseDFF / DFF"]
+        lines = [f"## Table {table}: {TITLES.get(table, '')}", "", _line(head), _line(["---"] * len(head))]
+        for row in (row for row in rows if row.table == table):
+            cells = [_count([r for r in records if r["row"] == row.name and r["method"] == name]) for name in methods]
+            paper = " / ".join(f"{row.paper[key]:g}" for key in ("ours", "sparsedff", "dff") if key in row.paper)
+            lines.append(_line([*row.title().split(" | "), *cells, paper]))
+        of_table = {name: [r for r in records if r["table"] == table and r["method"] == name] for name in methods}
+        lines.append(_line(["**mean**", "", "", *(_rate(of_table[name]) for name in methods), ""]))
+        for key, label, scale in (
+            ("held", "held", 1), ("on_part", "on the part", 1), ("distance_to_part", "hand to part, cm", 100),
+            ("penetration", "overlap, cm", 100), ("seconds", "seconds", 1),
+        ):  # fmt: skip
+            values = [summarize(of_table[name])[key] for name in methods]
+            lines.append(_line([label, "", "", *("" if v is None else f"{v * scale:.2f}" for v in values), ""]))
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _count(records: Sequence[Mapping[str, Any]]) -> str:
+    return f"{sum(bool(record['success']) for record in records)}/{len(records)}" if records else "-"
+
+
+def _rate(records: Sequence[Mapping[str, Any]]) -> str:
+    if not records:
+        return "-"
+    found = summarize(records)
+    return f"**{found['success']:.2f}** [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}]"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -1,0 +1,100 @@
+"""One trial: a method repeats a demonstration in a scene, physics judges, and the truth says where the hand ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from afield.benchmark.grasp.manifest import BenchObject, Row
+from afield.benchmark.grasp.methods import Method
+from afield.benchmark.grasp.scenes import target_points
+from afield.demonstration import Demonstration
+from afield.errors import AfieldError
+from afield.hand import Hand
+from afield.observation import Observation
+from afield.pipeline import transfer_and_rehearse
+from afield.pretrain import FieldModel
+from afield.scene import Scene
+from afield.simulate import GraspTestConfig, simulate_grasp, world_from_capture
+from afield.synthesis import find_part, in_box
+from afield.transfer import transfer_grasp
+
+ON_PART = 0.5
+"""At least this share of the contacts must lie on the part ..."""
+GROWN = 0.01
+"""... or this close to it, in metres."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a trial share."""
+
+    row: Row
+    demonstration: Demonstration
+    scene: Scene
+    observation: Observation
+    objects: Mapping[str, BenchObject]
+    hand: Hand
+    seed: int
+
+
+def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, Any]:
+    """Run one method.
+
+    Returns:
+        `success` and its parts (`held`, `on_part`), the distance of the hand's query points to the part and the initial
+        penetration in metres, seconds of the transfer, the energy, and why it failed.
+    """
+    world = world_from_capture(setting.observation)
+    scene = setting.scene
+    if method.true_mask:
+        scene = scene.select(target_points(world, scene.points))
+    begin = time.monotonic()
+    config = replace(method.config, seed=setting.seed)
+    try:
+        transfer = transfer_and_rehearse if method.rehearse else transfer_grasp
+        grasp = transfer(setting.demonstration, scene, model, setting.hand, config, progress=False)
+    except AfieldError as error:
+        return {"success": False, "held": False, "on_part": False, "failure": str(error), "cause": "no grasp"}
+    seconds = time.monotonic() - begin
+    test = simulate_grasp(
+        world, setting.hand, grasp.beta, scene.points, GraspTestConfig(stop_early=True), progress=False
+    )
+    target, part = setting.row.test
+    inside = in_box(test.contacts, setting.objects[target].parts[part], GROWN)
+    share = float(np.mean(inside)) if len(inside) else 0.0
+    surface = find_part(world, part)
+    hand_points = setting.hand.place(setting.demonstration.points, grasp.beta)
+    distance = torch.cdist(hand_points, surface.points[surface.inside]).amin(dim=-1)
+    reach = torch.cdist(hand_points, surface.points).amin(dim=-1)
+    on_part = share >= ON_PART
+    return {
+        "success": test.success and on_part,
+        "held": test.success,
+        "on_part": on_part,
+        "contacts_on_part": round(share, 3),
+        "near_target": bool(reach.min() < 0.02),
+        "distance_to_part": round(float(distance.mean()), 4),
+        "penetration": round(test.initial_penetration, 4),
+        "energy": round(grasp.energy, 5),
+        "feature_energy": round(grasp.terms["feature"], 5),
+        "seconds": round(seconds, 1),
+        "beta": [round(float(value), 5) for value in grasp.beta],
+        "failure": test.failure,
+        "cause": _cause(test.success, on_part, bool(reach.min() < 0.02), test.initial_penetration),
+    }
+
+
+def _cause(held: bool, on_part: bool, near: bool, penetration: float) -> str:
+    if held and on_part:
+        return "success"
+    if not near:
+        return "wrong object"
+    if held:
+        return "wrong part"
+    return "overlap" if penetration > GraspTestConfig.max_penetration else "slipped"

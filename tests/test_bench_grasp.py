@@ -1,0 +1,215 @@
+"""The grasp benchmark's arithmetic, manifest and scenes; the trials themselves are a slow test."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from afield.benchmark.grasp.manifest import Manifest, read_manifest
+from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.prepare import (
+    Bench,
+    demonstration_content,
+    demonstration_file,
+    pretraining,
+    trial_scene,
+    upright_world,
+)
+from afield.benchmark.grasp.run import SHIPPED
+from afield.benchmark.grasp.scenes import SceneSpec, arrange, target_points
+from afield.benchmark.grasp.tables import evaluate, markdown, summarize, wilson
+from afield.errors import AfieldError
+from afield.hand import hand_by_name
+from afield.synthesis import SynthesisConfig, find_part, in_box, synthesis_energy, synthesize_grasp
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    return read_manifest(SHIPPED, tmp_path_factory.mktemp("work"))
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"), [(9, 10, 0.5958, 0.9821), (0, 10, 0.0, 0.2775), (15, 30, 0.3315, 0.6685)]
+)
+def test_wilson_against_known_values(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=5e-4)
+
+
+def test_wilson_interval_holds_the_rate_and_shrinks() -> None:
+    wide, narrow = wilson(3, 10), wilson(300, 1000)
+    assert wide[0] < narrow[0] < 0.3 < narrow[1] < wide[1]
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_shipped_manifest_follows_the_paper_on_disjoint_objects(manifest: Manifest) -> None:
+    assert [row.table for row in manifest.rows["dev"]] == [row.table for row in manifest.rows["test"]]
+    assert [sum(row.table == table for row in manifest.rows["test"]) for table in (1, 2, 3)] == [3, 5, 3]
+    used = {
+        split: {name for row in rows for name in (*row.pretrain, row.demo[0], row.test[0])}
+        for split, rows in manifest.rows.items()
+    }
+    assert not used["dev"] & used["test"]
+    for row in (row for rows in manifest.rows.values() for row in rows):
+        assert 2 <= len(row.pretrain) <= 4
+
+
+def test_every_demonstration_is_shipped_and_lies_on_its_part(manifest: Manifest, tmp_path: Path) -> None:
+    hand = hand_by_name("shadow")
+    for name, part in {row.demo for rows in manifest.rows.values() for row in rows}:
+        file = demonstration_file(Bench(SHIPPED, tmp_path), name, part)
+        content = json.loads(file.read_text())
+        assert content["robustness"] >= 0.3, name
+        assert set(content["joints"]) == set(hand.joint_names)
+        box = manifest.objects[name].parts[part]
+        away = np.abs(np.array(content["T_object_hand"]["position"]) - box["center"]) - np.array(box["size"]) / 2
+        assert np.linalg.norm(np.maximum(away, 0)) < 0.16, name
+
+
+def test_distractors_are_of_other_families_and_apart(manifest: Manifest) -> None:
+    spec = SceneSpec("teddy", "back", 5, context=True)
+    for seed in range(5):
+        placed = arrange(spec, manifest.objects, np.random.default_rng(seed))
+        families = [json.loads((thing.folder / "object.json").read_text())["family"] for thing in placed]
+        assert families.count("bear") == 1
+        assert 4 <= len(placed) <= 7
+        places = np.array([thing.position for thing in placed])
+        gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
+        assert gaps.min() > 0.1
+        assert all(math.isclose(sum(q * q for q in thing.quat_wxyz or ()), 1.0) for thing in placed)
+    single = arrange(SceneSpec("hammer", None, 5), manifest.objects, np.random.default_rng(0))
+    assert len(single) == 1
+    assert single[0].stand > 0.05
+
+
+def test_scenes_of_a_row_are_new_to_its_field(manifest: Manifest) -> None:
+    for row in manifest.rows["test"]:
+        trained = {spec.name for spec in pretraining(row)}
+        assert len(trained) == len(row.pretrain)
+        tests = {trial_scene(row, trial, 0).name for trial in range(10)}
+        assert len(tests) == 10
+        assert not trained & tests
+
+
+def test_a_strangers_mesh(tmp_path: Path) -> None:
+    box = trimesh.creation.box((40, 30, 100))
+    box.apply_translation((0, 0, 50))
+    box.export(tmp_path / "box.obj")
+    box.export(tmp_path / "piece.stl")
+    entry = {
+        "name": "box", "family": "box", "mesh": "box.obj", "collision": ["piece.stl"], "scale": 0.001, "mass": 0.2,
+        "parts": {"top": {"center": [0, 0, 0.08], "size": [0.05, 0.04, 0.05]}},
+    }  # fmt: skip
+    (tmp_path / "mine.json").write_text(json.dumps({"objects": [entry, {**entry, "name": "other"}]}))
+    found = read_manifest(tmp_path / "mine.json", tmp_path / "work")
+    assert [(row.table, row.demo[0], row.test[0]) for row in found.rows["all"]] == [
+        (1, "box", "box"), (1, "other", "other"), (2, "box", "other"),
+    ]  # fmt: skip
+    world = upright_world(found.objects["box"])
+    part = find_part(world, "top")
+    assert float(part.points[part.inside][:, 2].min()) > 0.05
+    assert 0.2 < float(part.inside.float().mean()) < 0.7
+    assert bool(target_points(world, part.points).all())
+    assert not bool(target_points(world, part.points + 0.02).all())
+
+
+def test_bad_manifests_are_explained(tmp_path: Path) -> None:
+    file = tmp_path / "bad.json"
+    for content, words in (
+        ({}, "list 'objects'"),
+        ({"objects": [{"name": "a", "family": "b", "mass": 1}]}, "lacks 'mesh'"),
+        ({"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "no.obj"}]}, "Cannot read the mesh"),
+        ({"objects": [{"folder": "nowhere"}]}, "object.json"),
+        (
+            {
+                "objects": [{"folder": str(SHIPPED.parent / "objects" / "horse")}],
+                "rows": {
+                    "dev": [{"table": 2, "pretrain": ["cow"], "demo": ["horse", "back"], "test": ["horse", "back"]}]
+                },
+            },
+            "'cow'",
+        ),
+        (
+            {
+                "objects": [{"folder": str(SHIPPED.parent / "objects" / "horse")}],
+                "rows": {"dev": [{"table": 2, "pretrain": [], "demo": ["horse", "wing"], "test": ["horse", "back"]}]},
+            },
+            "'wing'",
+        ),
+    ):
+        file.write_text(json.dumps(content))
+        with pytest.raises(AfieldError, match=words):
+            read_manifest(file, tmp_path / "work")
+
+
+def _record(table: int, row: str, method: str, success: bool) -> dict[str, object]:
+    return {
+        "table": table, "row": row, "method": method, "success": success, "held": success, "on_part": True,
+        "distance_to_part": 0.03, "penetration": 0.001, "seconds": 2.0, "cause": "success" if success else "slipped",
+    }  # fmt: skip
+
+
+def test_tables_count_what_happened(manifest: Manifest) -> None:
+    row = manifest.rows["test"][0]
+    records = [_record(1, row.name, "attention", index < 3) for index in range(4)]
+    records += [_record(1, row.name, "dff", False) for _ in range(4)]
+    found = evaluate(records, ("attention", "dff"))
+    assert found["mean_success"] == {"attention": 0.75, "dff": 0.0}
+    assert found["tables"]["1"]["attention"]["causes"] == {"slipped": 1, "success": 3}
+    text = markdown([row], records, ("attention", "dff"))
+    assert "3/4 | 0/4" in text
+    assert "**0.75** [0.30, 0.95]" in text
+    assert summarize([])["trials"] == 0
+
+
+def test_methods_differ_only_where_they_should() -> None:
+    plain = {name for name, method in METHODS.items() if not method.config.resolved().gate}
+    assert plain == {"attention, true mask", "faithful", "sparsedff", "dff", "geometry"}
+    starts = {method.config.start for name, method in METHODS.items() if name != "faithful"}
+    assert len(starts) == 1
+
+
+def test_in_box() -> None:
+    box = {"center": [0.0, 0.0, 0.1], "size": [0.02, 0.02, 0.02]}
+    points = np.array([[0, 0, 0.1], [0.015, 0, 0.1], [0.03, 0, 0.1]])
+    assert in_box(points, box).tolist() == [True, False, False]
+    assert in_box(points, box, grow=0.01).tolist() == [True, True, False]
+
+
+def test_the_synthesis_energy_prefers_the_shipped_grasp_and_has_right_gradients(manifest: Manifest) -> None:
+    """A grasp that was found beats the same hand moved away; the gradient agrees with finite differences."""
+    hand = hand_by_name("shadow")
+    world = upright_world(manifest.objects["horse"])
+    part = find_part(world, "back")
+    energy = synthesis_energy(world, part, hand, SynthesisConfig())
+    content = json.loads((SHIPPED.parent / "grasp_demonstrations" / "horse_back.json").read_text())
+    from afield.benchmark.grasp.prepare import place_demonstration
+
+    beta = place_demonstration(content, world, hand)
+    away = beta.clone()
+    away[2] += 0.05
+    both = energy(torch.stack((beta, away)))[0]
+    assert float(both[0]) < float(both[1])
+    probe = away.clone().requires_grad_(True)
+    energy(probe[None])[0].sum().backward()
+    assert probe.grad is not None
+    for index in (0, 2, 12, 20):
+        step = torch.zeros_like(away)
+        step[index] = 1e-3
+        with torch.no_grad():
+            difference = (energy((away + step)[None])[0] - energy((away - step)[None])[0]) / 2e-3
+        assert float(probe.grad[index]) == pytest.approx(float(difference), rel=0.1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_grasp_is_synthesized_from_nothing(manifest: Manifest) -> None:
+    world, hand = upright_world(manifest.objects["horse"]), hand_by_name("shadow")
+    config = SynthesisConfig(starts=48, tried=12, robust=1, trials=1)
+    found = synthesize_grasp(world, find_part(world, "back"), hand, config, progress=False)
+    assert found.test.success
+    assert demonstration_content(found, world, hand, "horse", "back")["part"] == "back"
