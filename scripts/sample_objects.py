@@ -18,7 +18,7 @@ from sample_meshes import (
     write_plain,
     write_textured,
 )
-from sample_tools import make_tool
+from sample_tools import base_plate, make_tool
 
 CC0 = "CC0-1.0"
 CC_BY = "CC-BY-3.0"
@@ -64,6 +64,10 @@ class Recipe:
     faces: int = 5000
     texture: int = 512
     recolor: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    base: bool = False
+    """A plate under its feet, for figurines that do not stand on them."""
+    ballast: dict[str, Any] = field(default_factory=dict)
+    """A weight inside (`position` in meters, `mass` in kilograms before scaling), for toys that must sit upright."""
     source: str = ""
     """Where the creator published it, where that is known."""
 
@@ -243,6 +247,7 @@ RECIPES = (
         "Horse",
         LOOK_ALONG_X,
         {"back": ((0.2, 0.0, 0.5), (0.58, 1.0, 0.85))},
+        base=True,
     ),
     Recipe(
         "dog",
@@ -299,6 +304,7 @@ RECIPES = (
             "back": ((0.0, 0.25, 0.1), (0.5, 0.75, 0.62)),
             "right_arm": ((0.1, 0.0, 0.2), (0.85, 0.3, 0.65)),
         },
+        ballast={"position": [0.01, 0.0, 0.015], "mass": 0.1},
     ),
     Recipe(
         "screwdriver",
@@ -353,15 +359,15 @@ RECIPES = (
         {"handle": ((0.32, 0.0, 0.0), (1.0, 1.0, 1.0))},
     ),
     Recipe(
-        "hatchet",
+        "axe",
         GENERATED,
-        "hatchet",
+        "axe",
         "hammer",
         (0, 0.26),
         0.12,
         CC0,
         "the Afield authors",
-        "Hatchet",
+        "Axe",
         (),
         {"handle": ((0.35, 0.0, 0.0), (1.0, 1.0, 1.0))},
     ),
@@ -374,6 +380,8 @@ def build_object(recipe: Recipe, archives: Path, folder: Path, seed: int) -> dic
         parts = make_tool(recipe.model)
     else:
         parts = read_archive_model(archives / f"{recipe.archive}.sh3f", recipe.model)
+    if recipe.base:
+        parts.append(base_plate(parts))
     mesh = decimate(bake_texture(parts, recipe.texture, recipe.recolor), recipe.faces, seed)
     mesh.vertices = _upright(mesh.vertices, recipe)
     folder.mkdir(parents=True, exist_ok=True)
@@ -391,6 +399,7 @@ def build_object(recipe: Recipe, archives: Path, folder: Path, seed: int) -> dic
         "family": recipe.family,
         "size": np.round(high - low, 4).tolist(),
         "parts": {name: _part(box, low, high) for name, box in recipe.parts.items()},
+        **({"ballast": recipe.ballast} if recipe.ballast else {}),
         "license": recipe.license,
         "attribution": f"'{recipe.title}' by {recipe.creator}",
         "source": _source(recipe),

@@ -12,7 +12,7 @@ WOOD, RUBBER, STEEL, LEATHER = (196, 150, 96), (44, 44, 48), (150, 156, 164), (1
 
 def make_tool(name: str) -> list[trimesh.Trimesh]:
     """One mesh per material, Y up, the handle along +x, the head at -x; millimetres."""
-    return {"mallet": _mallet, "sledge": _sledge, "hatchet": _hatchet}[name]()
+    return {"mallet": _mallet, "sledge": _sledge, "axe": _axe}[name]()
 
 
 def _mallet() -> list[trimesh.Trimesh]:
@@ -24,12 +24,13 @@ def _sledge() -> list[trimesh.Trimesh]:
     return [head, _rod(15, 170, (30, 0, 0), LEATHER), _rod(19, 12, (118, 0, 0), STEEL)]
 
 
-def _hatchet() -> list[trimesh.Trimesh]:
-    blade = _block((60, 22, 40), (-100, 0, 12), STEEL)
-    edge = trimesh.convex.convex_hull(
-        np.array([[-130, -11, 32], [-70, -11, 32], [-130, 11, 32], [-70, 11, 32], [-142, 0, 78], [-58, 0, 78]])
-    )
-    return [blade, _colored(edge, STEEL), _rod(13, 230, (5, 0, 0), WOOD), _rod(15, 80, (84, 0, 0), RUBBER)]
+def _axe() -> list[trimesh.Trimesh]:
+    """With two edges, so that it lies level on its handle."""
+    corner = np.array([[-125, -11, 18], [-75, -11, 18], [-125, 11, 18], [-75, 11, 18], [-142, 0, 66], [-58, 0, 66]])
+    edges = [trimesh.convex.convex_hull(corner * (1, 1, side)) for side in (1, -1)]
+    blade = _block((50, 24, 40), (-100, 0, 0), STEEL)
+    grip = _rod(15, 80, (84, 0, 0), RUBBER)
+    return [blade, *(_colored(edge, STEEL) for edge in edges), _rod(13, 230, (5, 0, 0), WOOD), grip]
 
 
 def _rod(
@@ -52,3 +53,14 @@ def _block(
 def _colored(mesh: trimesh.Trimesh, color: tuple[int, int, int]) -> trimesh.Trimesh:
     mesh.visual = TextureVisuals(material=SimpleMaterial(diffuse=(*color, 255)))
     return mesh
+
+
+def base_plate(parts: list[trimesh.Trimesh], color: tuple[int, int, int] = (70, 92, 60)) -> trimesh.Trimesh:
+    """A plate under a figurine that would not stand on its feet."""
+    low = np.min([part.bounds[0] for part in parts], axis=0)
+    high = np.max([part.bounds[1] for part in parts], axis=0)
+    size = (high - low) * (1.4, 0.04, 0.8)
+    middle = (low + high) / 2
+    mesh = trimesh.creation.box(size)
+    mesh.apply_translation((middle[0], low[1] - 0.3 * size[1], middle[2]))
+    return _colored(mesh, color)

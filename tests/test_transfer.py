@@ -16,14 +16,14 @@ from afield.pretrain import FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Plane, Scene
-from afield.starts import StartConfig, palm_towards, sample_starts
+from afield.starts import StartConfig, matched_motions, palm_towards, sample_starts
 from afield.transfer import Stage, TransferConfig, Weights, _spread, transfer_grasp
 
 SOURCE = FeatureSource("color", 1, 224, 0.3)
 TABLE = Plane(torch.tensor([0.0, 0.0, 1.0]), 0.0)
 QUICK = TransferConfig(
     stages=(Stage(24, 60, 64, 128, True, 1e-2, 3e-3), Stage(4, 60, 128, 512, False, 5e-3, 5e-4)),
-    start=StartConfig(like_demonstration=1.0),
+    start=StartConfig(matched=0.0, like_demonstration=1.0),
 )
 
 
@@ -161,8 +161,8 @@ def test_the_gate_leaves_other_objects_aside(hand: Hand, demonstration: Demonstr
 
 def test_starts_hold_the_scene_as_the_demonstration_held_its_region(hand: Hand, demonstration: Demonstration) -> None:
     scene = _thing(2)
-    config = StartConfig(like_demonstration=0.5)
-    beta = sample_starts(demonstration, scene, hand, 40, config, torch.Generator().manual_seed(0))
+    config = StartConfig(matched=0.0, like_demonstration=0.5)
+    beta = sample_starts(demonstration, demonstration.scene, scene, hand, 40, config, torch.Generator().manual_seed(0))
     pose, joints = hand.split(beta)
     region = demonstration.scene.points[demonstration.region(hand)].mean(dim=0)
     shown, _ = hand.split(demonstration.beta)
@@ -244,3 +244,25 @@ def test_thinned_query_points_cover_every_finger(hand: Hand, demonstration: Demo
     links = {hand.link_names[i] for i in demonstration.points.link[chosen].tolist()}
     for finger, bodies in hand.description.fingers.items():
         assert links & set(bodies), finger
+
+
+def test_matched_motions_find_how_an_object_was_turned(
+    hand: Hand, demonstration: Demonstration, motion: torch.Tensor
+) -> None:
+    """Turned over as well, which no start that turns about the vertical would meet."""
+    over = rotation_about_axis(torch.tensor([1.0, 0.0, 0.0]), torch.tensor(2.5))
+    truth = motion @ pose_from(over, torch.tensor([0.0, 0.05, 0.1]))
+    target = _moved(_thing(2), truth)
+    region = demonstration.region(hand)
+    found = matched_motions(demonstration.scene, region, target, 10, torch.Generator().manual_seed(0))
+    points = demonstration.scene.points[region]
+    off = (transform_points(found[0], points) - transform_points(truth, points)).norm(dim=-1).mean()
+    assert float(off) < 0.01
+
+
+def test_unlike_shapes_have_no_matched_motion(hand: Hand, demonstration: Demonstration) -> None:
+    scene = replace(_thing(2), points=_thing(2).points * 5.0)
+    region = demonstration.region(hand)
+    assert len(matched_motions(demonstration.scene, region, scene, 10, torch.Generator().manual_seed(0))) <= 10
+    tiny = replace(_thing(2), points=_thing(2).points * 0.01)
+    assert matched_motions(demonstration.scene, region, tiny, 10, torch.Generator().manual_seed(0)).shape == (0, 4, 4)

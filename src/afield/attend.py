@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.demonstration import Demonstration
-from afield.fields.prepare import center_features, gate, relevance
+from afield.fields.prepare import best_instance, center_features, relevance
 from afield.hand import Hand
 from afield.pretrain import FieldModel
 from afield.scene import Scene, check_same_source
@@ -26,6 +26,8 @@ class Attended:
     """The points that are left, with the features in the field's own space."""
     relevance: Float[Tensor, "n"]
     """Similarity of every point of the whole scene to the demonstrated region, -1 to 1."""
+    similarity: float
+    """The same of the most similar instance: the mean of its better half."""
 
 
 def attend(
@@ -66,6 +68,7 @@ def _attended(
     scene: Scene, wanted: Float[Tensor, "r c"], model: FieldModel, *, use_gate: bool, center: bool
 ) -> Attended:
     scores = relevance(scene, wanted)
-    kept = gate(scene, scores) if use_gate else scene
+    instance, similarity = best_instance(scene, scores)
+    kept = scene.select(instance) if use_gate else scene
     projected = model.project(kept)
-    return Attended(center_features(projected) if center else projected, scores)
+    return Attended(center_features(projected) if center else projected, scores, similarity)

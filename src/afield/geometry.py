@@ -7,6 +7,7 @@ matrix that maps coordinates of frame b to frame a. Cameras are OpenCV cameras: 
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import roma
 import torch
@@ -84,3 +85,10 @@ def uniform_sphere(count: int) -> Float[Tensor, "count 3"]:
     polar = torch.acos(1 - 2 * index / count)
     azimuth = math.pi * (1 + 5**0.5) * index
     return torch.stack((azimuth.cos() * polar.sin(), azimuth.sin() * polar.sin(), polar.cos()), dim=-1)
+
+
+def rigid_registration(
+    source: Float[Tensor, "*batch n 3"], target: Float[Tensor, "*batch n 3"]
+) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
+    """Rotation and translation that carry `source` onto `target` with the least squared distance (Procrustes, Kabsch)."""
+    return cast("tuple[Tensor, Tensor]", roma.rigid_points_registration(source, target))

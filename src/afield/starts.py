@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from afield.demonstration import Demonstration
-from afield.geometry import pose_from, rotation_about_axis
+from afield.geometry import pose_from, rigid_registration, rotation_about_axis
 from afield.hand import Hand
 from afield.scene import Scene
 
@@ -19,7 +19,9 @@ from afield.scene import Scene
 class StartConfig:
     """How the first hand configurations are drawn."""
 
-    like_demonstration: float = 0.5
+    matched: float = 0.3
+    """Share of starts that carry the demonstration along with points of its region that look alike in the target scene."""
+    like_demonstration: float = 0.35
     """Share of starts that are the demonstration turned about the vertical; the rest look at the scene from anywhere above."""
     tilt: float = math.radians(30.0)
     """Largest random tilt of every start, in radians."""
@@ -31,6 +33,7 @@ class StartConfig:
 
 def sample_starts(
     demonstration: Demonstration,
+    shown: Scene,
     scene: Scene,
     hand: Hand,
     count: int,
@@ -39,13 +42,15 @@ def sample_starts(
 ) -> Float[Tensor, "count d"]:
     """Draw hand configurations that hold points of the target scene as the demonstration held its region.
 
-    Every start puts the centre of the demonstrated region, seen from the hand, on a random point of `scene`. The hand is
+    Matched starts move the hand with the object: three points of the region and three that look like them fix a motion.
+    Every other start puts the centre of the demonstrated region, seen from the hand, on a random point of `scene`. The hand is
     turned like the demonstration plus a random yaw, or its palm looks at the point from a random direction above, with a
     random roll.
 
     Args:
         demonstration: the demonstration to repeat.
-        scene: target points to start from; after the relevance gate these are the promising ones.
+        shown: its scene with the features that are compared.
+        scene: target points to start from, with such features; after the relevance gate these are the promising ones.
         hand: the hand.
         count: number of starts.
         config: see `StartConfig`.
@@ -58,7 +63,10 @@ def sample_starts(
     region = demonstration.scene.points[demonstration.region(hand)].cpu()
     held_hand = (region.mean(dim=0) - pose[:3, 3]) @ pose[:3, :3]
 
-    like = round(count * config.like_demonstration)
+    motion = torch.zeros(0, 4, 4)
+    if config.matched > 0:
+        motion = matched_motions(shown, demonstration.region(hand), scene, round(count * config.matched), generator)
+    count, like = count - len(motion), round(count * config.like_demonstration)
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))
     turned = rotation_about_axis(up.expand(like, 3), yaw) @ pose[:3, :3]
@@ -68,6 +76,9 @@ def sample_starts(
 
     anchor = scene.points.cpu()[torch.randint(len(scene.points), (count,), generator=generator)]
     translation = anchor - (rotation @ held_hand)
+    rotation = torch.cat((motion[:, :3, :3] @ pose[:3, :3], rotation))
+    translation = torch.cat(((motion @ pose)[:, :3, 3], translation))
+    count += len(motion)
     limits = hand.limits.cpu()
     if config.random_joints:
         angles = limits[:, 0] + (limits[:, 1] - limits[:, 0]) * torch.rand(count, len(limits), generator=generator)
@@ -91,3 +102,53 @@ def palm_towards(hand: Hand, count: int, generator: torch.Generator) -> Float[Te
     hand_axes = torch.stack((normal, finger, torch.linalg.cross(normal, finger)), dim=-1)
     world_axes = torch.stack((view, side, torch.linalg.cross(view, side)), dim=-1)
     return world_axes @ hand_axes.T
+
+
+def matched_motions(
+    shown: Scene,
+    region: Bool[Tensor, "n"],
+    scene: Scene,
+    count: int,
+    generator: torch.Generator,
+    *,
+    hypotheses: int = 2000,
+    best: int = 8,
+) -> Float[Tensor, "k 4 4"]:
+    """Rigid motions that carry the demonstrated region onto points of the target scene that look alike.
+
+    Three points of the region are drawn, each with one of its most similar target points; triangles whose sides differ by
+    more than a third are dropped, the others fix a motion. Motions that bring many points of the region close to similar
+    target points come first.
+
+    Args:
+        shown: the demonstrated scene.
+        region: which of its points the hand held.
+        scene: the target scene, with features of the same space.
+        count: how many motions are wanted.
+        generator: a CPU generator.
+        hypotheses: how many triangles are drawn.
+        best: a region point may be matched to this many most similar target points.
+
+    Returns:
+        At most `count` motions, fewer where few triangles fit; on the CPU.
+    """
+    near = region.nonzero()[:, 0].cpu()
+    near = near[torch.randperm(len(near), generator=generator)[:96]]
+    points, features = shown.points.cpu()[near], shown.features.cpu()[near]
+    goal, goal_features = scene.points.cpu(), scene.features.cpu()
+    similar = features @ goal_features.T
+    candidates = similar.topk(min(best, len(goal)), dim=-1).indices
+    corner = torch.randint(len(near), (hypotheses, 3), generator=generator)
+    pick = torch.randint(candidates.shape[1], (hypotheses, 3), generator=generator)
+    first, second = points[corner], goal[candidates[corner, pick]]
+    sides = [(t - t.roll(1, dims=1)).norm(dim=-1) for t in (first, second)]
+    fits = (sides[0].amin(dim=-1) > 0.012) & ((sides[0] - sides[1]).abs() < sides[0] / 3).all(dim=-1)
+    first, second = first[fits], second[fits]
+    if len(first) == 0:
+        return torch.zeros(0, 4, 4)
+    rotation, translation = rigid_registration(first, second)
+    moved = points @ rotation.transpose(-1, -2) + translation[:, None]
+    distance, nearest = torch.cdist(moved, goal.expand(len(moved), -1, -1)).min(dim=-1)
+    score = ((similar[torch.arange(len(near)), nearest]) * (-distance / 0.01).exp()).mean(dim=-1)
+    order = score.argsort(descending=True)[:count]
+    return pose_from(rotation[order], translation[order])

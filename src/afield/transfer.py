@@ -116,7 +116,7 @@ class TransferConfig:
             center=False,
             geometry=False,
             weights=replace(self.weights, penetration=0.1, table=0.0),
-            start=StartConfig(like_demonstration=0.0, random_joints=True),
+            start=StartConfig(matched=0.0, like_demonstration=0.0, random_joints=True),
         )
 
 
@@ -159,7 +159,7 @@ def transfer_grasp(
 
     # 2. Draw starts where the target scene resembles the demonstrated region.
     generator = torch.Generator().manual_seed(config.seed)
-    beta = sample_starts(demonstration, here.scene, hand, config.stages[0].starts, config.start, generator)
+    beta = sample_starts(demonstration, shown.scene, here.scene, hand, config.stages[0].starts, config.start, generator)
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field.
     baked = (
@@ -184,7 +184,9 @@ def transfer_grasp(
     # 4. Choose among the minima that are left.
     finalists = rounds[-1][1].final_energy.argsort()
     choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
-    return _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
+    grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
+    similarity = {"demonstration": shown.similarity, "target": here.similarity}
+    return replace(grasp, provenance={**grasp.provenance, "similarity": similarity})
 
 
 def grasp_energy(

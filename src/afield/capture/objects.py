@@ -108,6 +108,9 @@ def add_object(spec: mujoco.MjSpec, folder: Path, name: str) -> mujoco.MjsBody:
         geom = body.add_geom(name=file, type=mujoco.mjtGeom.mjGEOM_MESH, meshname=file)
         geom.group, geom.density, geom.condim = COLLISION_GROUP, 400.0, 4
         geom.friction = [float(description["friction"]), 0.005, 0.0001]
+    if "ballast" in description:  # a weight inside, as in toys that are to sit upright
+        weight = body.add_geom(type=mujoco.mjtGeom.mjGEOM_SPHERE, size=[0.005, 0, 0], contype=0, conaffinity=0)
+        weight.pos, weight.mass, weight.group = description["ballast"]["position"], description["ballast"]["mass"], 4
     spec.assets = assets
     return body
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -89,7 +89,7 @@ def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
 
 
 def gate(scene: Scene, scores: Float[Tensor, "n"], fewest: int = 30) -> Scene:
-    """The instance that resembles the demonstrated region most, by the mean relevance of its better half.
+    """The instance that resembles the demonstrated region most.
 
     Whole instances, not single points: a share of the best points, wherever they are, keeps pieces of other objects and
     loses pieces of the right one, and the geometry channel then measures distances to a surface with holes.
@@ -99,6 +99,11 @@ def gate(scene: Scene, scores: Float[Tensor, "n"], fewest: int = 30) -> Scene:
         scores: `relevance` of every point.
         fewest: instances with fewer points are noise.
     """
+    return scene.select(best_instance(scene, scores, fewest)[0])
+
+
+def best_instance(scene: Scene, scores: Float[Tensor, "n"], fewest: int = 30) -> tuple[Bool[Tensor, "n"], float]:
+    """Which points belong to the most similar instance, and how similar it is: the mean relevance of its better half."""
     label = instances(scene)
     best, kept = -torch.inf, torch.ones_like(label, dtype=torch.bool)
     for number in range(int(label.max()) + 1):
@@ -109,4 +114,4 @@ def gate(scene: Scene, scores: Float[Tensor, "n"], fewest: int = 30) -> Scene:
         value = float(own.topk(max(1, len(own) // 2)).values.mean())
         if value > best:
             best, kept = value, member
-    return scene.select(kept)
+    return kept, best if best > -torch.inf else float(scores.mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from afield.starts import StartConfig
 from afield.transfer import TransferConfig
 
 PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False)
@@ -37,6 +38,6 @@ METHODS = {
     "sparsedff + geometry + gate": Method("sparsedff"),
     "dff": Method("dff", config=PLAIN),
     "dff + geometry + gate": Method("dff"),
-    "geometry": Method("geometry", config=PLAIN),
+    "geometry": Method("geometry", config=replace(PLAIN, start=StartConfig(matched=0.0))),
 }
-"""By name. `geometry` alone has no features and so neither gate nor centring."""
+"""By name. `geometry` alone has no features and so neither gate nor centring nor matched starts."""

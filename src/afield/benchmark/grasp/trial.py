@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from afield.benchmark.grasp.manifest import BenchObject, Row
 from afield.benchmark.grasp.methods import Method
 from afield.benchmark.grasp.scenes import target_points
+from afield.confidence import Evidence
 from afield.demonstration import Demonstration
 from afield.errors import AfieldError
 from afield.hand import Hand
@@ -83,6 +84,7 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
         "penetration": round(test.initial_penetration, 4),
         "energy": round(grasp.energy, 5),
         "feature_energy": round(grasp.terms["feature"], 5),
+        "evidence": {key: round(value, 5) for key, value in asdict(Evidence.of(grasp, setting.hand)).items()},
         "seconds": round(seconds, 1),
         "beta": [round(float(value), 5) for value in grasp.beta],
         "failure": test.failure,
