@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -82,16 +83,19 @@ def test_distractors_are_of_other_families_and_apart(manifest: Manifest) -> None
         gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
         assert gaps.min() > 0.1
         assert all(math.isclose(sum(q * q for q in thing.quat_wxyz or ()), 1.0) for thing in placed)
+    other = arrange(replace(spec, target="horse", without="bear"), manifest.objects, np.random.default_rng(0))
+    assert not {"teddy", "doll"} & {thing.folder.name for thing in other}
     single = arrange(SceneSpec("hammer", None, 5), manifest.objects, np.random.default_rng(0))
     assert len(single) == 1
     assert single[0].stand > 0.05
 
 
-def test_scenes_of_a_row_are_new_to_its_field(manifest: Manifest) -> None:
+def test_scenes_of_a_row_are_new_to_its_field(manifest: Manifest, tmp_path: Path) -> None:
+    bench = Bench(SHIPPED, tmp_path)
     for row in manifest.rows["test"]:
         trained = {spec.name for spec in pretraining(row)}
         assert len(trained) == len(row.pretrain)
-        tests = {trial_scene(row, trial, 0).name for trial in range(10)}
+        tests = {trial_scene(bench, row, trial).name for trial in range(10)}
         assert len(tests) == 10
         assert not trained & tests
 

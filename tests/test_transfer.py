@@ -266,3 +266,12 @@ def test_unlike_shapes_have_no_matched_motion(hand: Hand, demonstration: Demonst
     assert len(matched_motions(demonstration.scene, region, scene, 10, torch.Generator().manual_seed(0))) <= 10
     tiny = replace(_thing(2), points=_thing(2).points * 0.01)
     assert matched_motions(demonstration.scene, region, tiny, 10, torch.Generator().manual_seed(0)).shape == (0, 4, 4)
+
+
+def test_fields_that_drop_points_still_have_matched_starts(hand: Hand, demonstration: Demonstration) -> None:
+    """`sparsedff` prunes doubtful points, so the shown scene may be shorter than the demonstration's own."""
+    shown = demonstration.scene.select(torch.arange(0, len(demonstration.scene.points), 3))
+    config = StartConfig(matched=0.5)
+    beta = sample_starts(demonstration, shown, _thing(2), hand, 40, config, torch.Generator().manual_seed(0))
+    assert beta.shape == (40, hand.dof)
+    assert bool(torch.isfinite(beta).all())

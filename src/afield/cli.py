@@ -179,6 +179,7 @@ def grasp(
     hand: str = "shadow",
     preset: str = "default",
     full: bool = False,
+    force: bool = False,
     seed: int = 0,
 ) -> None:
     """Repeat a demonstrated grasp in another scene.
@@ -191,16 +192,19 @@ def grasp(
         hand: name of a hand or path of a hand description.
         preset: default, or faithful: Eq. 7-9 as printed, without the gate, the centring and the geometry channel.
         full: optimize all 64 starts to the end with the exact field instead of halving them.
+        force: go on where nothing in the scene is like the demonstrated part.
         seed: seed of everything random.
     """
     from afield.artifacts import check_replaceable
     from afield.pipeline import grasp_from_files
 
     check_replaceable(out)
-    run = grasp_from_files(demo, field, scene, hand=hand, preset=preset, full=full, seed=seed)
+    run = grasp_from_files(demo, field, scene, hand=hand, preset=preset, full=full, force=force, seed=seed)
     run.save(out)
     terms = ", ".join(f"{name} {value:.4f}" for name, value in run.grasp.terms.items())
     _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
+    if "success_probability" in run.grasp.provenance:
+        _say(f"Probability of success: {run.grasp.provenance['success_probability']:.0%} (docs/benchmark.md)")
     rehearsal = run.grasp.provenance.get("rehearsal")
     if rehearsal and not any(entry["held"] for entry in rehearsal):
         _say(f"None of the {len(rehearsal)} best candidates held in the rehearsal; this is the one that got farthest.")
@@ -273,6 +277,7 @@ def bench_grasp(
     jobs: int = 0,
     hand: str = "shadow",
     seed: int = 0,
+    calibrate: bool = False,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Repeat demonstrated grasps in new scenes with every method and judge them in physics: the paper's Tables 1 to 3.
@@ -287,6 +292,7 @@ def bench_grasp(
         jobs: processes; 0 is one per core.
         hand: name of a hand or path of a hand description.
         seed: seed of scenes, fields and starts.
+        calibrate: fit the probability of success to these trials; writes confidence.json into the work folder.
         json_file: write summaries and every trial here.
     """
     from afield.artifacts import write_json
@@ -295,7 +301,16 @@ def bench_grasp(
     from afield.benchmark.grasp.run import SHIPPED
 
     config = GraspBenchConfig(
-        objects or SHIPPED, split, table, trials, methods or tuple(METHODS), out, jobs, hand, seed=seed
+        objects or SHIPPED,
+        split,
+        table,
+        trials,
+        methods or tuple(METHODS),
+        out,
+        jobs,
+        hand,
+        seed=seed,
+        calibrate=calibrate,
     )
     result = run(config)
     _say(result["markdown"])

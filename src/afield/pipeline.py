@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -14,8 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.artifacts import check_replaceable
+from afield.attend import attend
 from afield.capture import read_capture
 from afield.capture.folder import write_capture
+from afield.confidence import Calibration, Evidence
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
 from afield.fusion import SceneConfig, build_scene
@@ -187,10 +189,15 @@ def grasp_from_files(
     hand: str = "shadow",
     preset: str = "default",
     full: bool = False,
+    force: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
-    """Repeat the demonstration in folder `demo` in the captured scene."""
+    """Repeat the demonstration in folder `demo` in the captured scene.
+
+    Raises:
+        AfieldError: no instance of the scene is like the demonstrated part (unless `force`), or something does not fit.
+    """
     if preset not in ("default", "faithful"):
         raise AfieldError(f"There is no preset '{preset}'; choose default or faithful.")
     begin = time.monotonic()
@@ -201,6 +208,8 @@ def grasp_from_files(
     model.check_source(demonstration.scene)
     scene = scene_from_capture(capture, like=demonstration.scene.source, seed=seed, progress=progress)
     described = time.monotonic()
+    if preset == "default" and not force:
+        refuse_if_absent(demonstration, scene, model, hand_model)
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
     if full:
         config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
@@ -240,7 +249,28 @@ def transfer_and_rehearse(
         progress=progress,
     )
     rehearsal = [{"held": test.success, "failure": test.failure} for test in tests]
-    return replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal})
+    grasp = replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal})
+    if config.preset != "default":
+        return grasp
+    evidence = Evidence.of(grasp, hand)
+    trust = {"evidence": asdict(evidence), "success_probability": round(Calibration.load().probability(evidence), 3)}
+    return replace(grasp, provenance={**grasp.provenance, **trust})
+
+
+def refuse_if_absent(demonstration: Demonstration, scene: Scene, model: FieldModel, hand: Hand) -> None:
+    """Say so when nothing in the scene is like the demonstrated part, rather than return a random grasp.
+
+    Raises:
+        AfieldError: the most similar instance is less alike than in almost every scene that holds such an object.
+    """
+    shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
+    least = Calibration.load().least_similarity
+    if here.similarity - shown.similarity < least:
+        raise AfieldError(
+            f"Nothing in '{scene.name}' is to be grasped like '{demonstration.name}': the most similar thing there reaches "
+            f"a similarity of {here.similarity:.2f}, at least {shown.similarity + least:.2f} is expected. `--force` tries "
+            "it anyway."
+        )
 
 
 def simulate_run(folder: Path, *, progress: bool = True) -> GraspTest:

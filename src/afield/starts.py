@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -65,7 +65,8 @@ def sample_starts(
 
     motion = torch.zeros(0, 4, 4)
     if config.matched > 0:
-        motion = matched_motions(shown, demonstration.region(hand), scene, round(count * config.matched), generator)
+        held = replace(demonstration, scene=shown).region(hand)  # fields may have dropped points
+        motion = matched_motions(shown, held, scene, round(count * config.matched), generator)
     count, like = count - len(motion), round(count * config.like_demonstration)
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))

@@ -88,8 +88,11 @@ def settle(objects: Sequence[PlacedObject], config: RenderConfig) -> Room:
         turn = placed.quat_wxyz or (math.cos(placed.yaw / 2), 0.0, 0.0, math.sin(placed.yaw / 2))
         data.qpos[start + 3 : start + 7] = turn
         data.qpos[start : start + 3] = [*placed.position, placed.stand + 0.002 - _lowest(model, name, turn)]
-    for _ in range(int(config.settle_time / model.opt.timestep)):
-        mujoco.mj_step(model, data)
+    mujoco.mj_step(model, data, int(config.settle_time / model.opt.timestep))
+    for _ in range(8):  # a tool that rocks on its post gets a little longer
+        if float(np.abs(data.qvel).max()) < config.max_speed:
+            break
+        mujoco.mj_step(model, data, int(0.5 / model.opt.timestep))
     for name, placed in zip(names, objects, strict=True):
         _check_rest(model, data, name, placed, config)
     return Room(model, data, names, stands)

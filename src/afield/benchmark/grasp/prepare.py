@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.artifacts import read_json, write_json
+from afield.attend import attend
 from afield.benchmark.grasp.manifest import BenchObject, Manifest, Row, read_manifest
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene
@@ -80,9 +81,34 @@ def demo_scene(row: Row) -> SceneSpec:
     return SceneSpec(row.demo[0], None, DEMO_SEED)
 
 
-def trial_scene(row: Row, trial: int, seed: int) -> SceneSpec:
-    """The scene of a trial; the same for all methods."""
-    return SceneSpec(row.test[0], row.test[1], TRIAL_SEED + 1000 * seed + trial, context=row.context)
+def trial_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
+    """The scene of a trial; the same for all methods. No distractor is of the demonstrated object's family."""
+    family = bench.manifest().objects[row.demo[0]].family if row.context else ""
+    seed = TRIAL_SEED + 1000 * bench.seed + trial
+    return SceneSpec(row.test[0], row.test[1], seed, context=row.context, without=family)
+
+
+def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
+    """A scene like those in context, but without any object of the demonstrated family."""
+    objects = bench.manifest().objects
+    family = objects[row.demo[0]].family
+    others = sorted(name for name, thing in objects.items() if thing.family != family and not thing.stand)
+    return SceneSpec(others[trial % len(others)], None, TRIAL_SEED + 1000 * bench.seed + trial, True, without=family)
+
+
+def make_absent(bench: Bench, row: Row, trial: int) -> None:
+    """How similar the best instance of a scene is in which there is nothing to repeat."""
+    file = bench.trial_file(row, trial, "absent")
+    if file.is_file():
+        return
+    spec = absent_scene(bench, row, trial)
+    make_scene(bench, spec)
+    hand = hand_by_name(bench.hand)
+    demonstration = load_demonstration(bench, row, hand)
+    model = FieldModel.load(bench.field_folder(row, METHODS["attention"].field_name))
+    scene = Scene.load(bench.scene_folder(spec) / "scene")
+    shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
+    write_json(file, {"row": row.name, "scene": spec.name, "similarity": here.similarity - shown.similarity})
 
 
 def make_scene(bench: Bench, spec: SceneSpec) -> None:
@@ -169,7 +195,7 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
     if file.is_file() and read_json(file).get("method_config") == _fingerprint(method):
         return
     hand, chosen = hand_by_name(bench.hand), METHODS[method]
-    spec = trial_scene(row, trial, bench.seed)
+    spec = trial_scene(bench, row, trial)
     folder = bench.scene_folder(spec)
     setting = Setting(
         row,

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from afield.benchmark.grasp import prepare
 from afield.benchmark.grasp.manifest import Row
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.prepare import Bench
-from afield.benchmark.grasp.tables import evaluate, markdown
+from afield.benchmark.grasp.tables import confidence_markdown, evaluate, markdown
 from afield.capture.opengl import opengl_environment
+from afield.confidence import Calibration, Evidence, fit_calibration, reliability
 from afield.errors import AfieldError
 
 SHIPPED = Path(__file__).parents[2] / "samples" / "grasp_objects.json"
@@ -48,6 +49,8 @@ class GraspBenchConfig:
     """Image features."""
     seed: int = 0
     """Seed of scenes, fields and starts."""
+    calibrate: bool = False
+    """Fit the probability of success to the trials of `attention` and write `confidence.json` into the work folder."""
 
 
 def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
@@ -83,16 +86,47 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
         for trial in range(config.trials)
         for name in config.methods
     ]
+    trust = _confidence(bench, rows, records, config) if "attention" in config.methods else None
     result = {
         **evaluate(records, config.methods),
+        "confidence": trust,
         "split": config.split,
         "seed": config.seed,
         "packages": package_versions(),
         "trials": records,
-        "markdown": markdown(rows, records, config.methods),
+        "markdown": markdown(rows, records, config.methods) + (confidence_markdown(trust) if trust else ""),
     }
     write_json(bench.work / "result.json", result)
     return result
+
+
+def _confidence(
+    bench: Bench, rows: Sequence[Row], records: Sequence[dict[str, Any]], config: GraspBenchConfig
+) -> dict[str, Any] | None:
+    """How far the shipped calibration (or with `calibrate` a new one) can be trusted on these trials."""
+    found = [record for record in records if record["method"] == "attention" and "evidence" in record]
+    if not found:
+        return None
+    evidence = [Evidence(**record["evidence"]) for record in found]
+    success = [bool(record["success"]) for record in found]
+    absent = [
+        float(read_json(bench.trial_file(row, n, "absent"))["similarity"]) for row in rows for n in range(config.trials)
+    ]
+    if config.calibrate:
+        calibration = fit_calibration(evidence, success, absent)
+        write_json(bench.work / "confidence.json", asdict(calibration))
+    else:
+        calibration = Calibration.load()
+    threshold = calibration.least_similarity
+    return {
+        "reliability": reliability([calibration.probability(item) for item in evidence], success),
+        "threshold": threshold,
+        "false_alarms": sum(value >= threshold for value in absent) / len(absent),
+        "scenes_without_target": len(absent),
+        "refused_with_target": sum(item.similarity < threshold for item in evidence) / len(evidence),
+        "scenes_with_target": len(evidence),
+        "fitted_on_these_trials": config.calibrate,
+    }
 
 
 def _rows(bench: Bench, config: GraspBenchConfig) -> list[Row]:
@@ -111,7 +145,7 @@ def _everything(
 ) -> None:
     """Scenes and demonstrations, then fields, then trials; each stage needs the one before."""
     specs = {spec: None for row in rows for spec in (*prepare.pretraining(row), prepare.demo_scene(row))}
-    specs |= {prepare.trial_scene(row, n, bench.seed): None for row in rows for n in range(config.trials)}
+    specs |= {prepare.trial_scene(bench, row, n): None for row in rows for n in range(config.trials)}
     shown = dict.fromkeys(row.demo for row in rows)
     first = [(prepare.make_demonstration, (bench, *demo)) for demo in shown]
     _stage(pool, "scenes", [*first, *((prepare.make_scene, (bench, spec)) for spec in specs)], progress)
@@ -128,6 +162,9 @@ def _everything(
         for name in config.methods
     ]
     _stage(pool, "trials", trials, progress)
+    if "attention" in config.methods:
+        absent = [(prepare.make_absent, (bench, row, n)) for row in rows for n in range(config.trials)]
+        _stage(pool, "without the target", absent, progress)
 
 
 def _stage(

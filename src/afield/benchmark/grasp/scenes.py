@@ -45,12 +45,15 @@ class SceneSpec:
     """Among distractors, every object in any orientation; else alone, upright, with a mask."""
     any_pose: bool = False
     """A single object in any orientation."""
+    without: str = ""
+    """No object of this family: a scene in which there is nothing to repeat."""
 
     @property
     def name(self) -> str:
         """For files."""
         kind = "context" if self.context else "any" if self.any_pose else "single"
-        return f"{self.target}_{self.part or 'any'}_{kind}_{self.seed}"
+        missing = f"_no_{self.without}" if self.without else ""
+        return f"{self.target}_{self.part or 'any'}_{kind}{missing}_{self.seed}"
 
 
 def render_scene(spec: SceneSpec, objects: Mapping[str, BenchObject], folder: Path) -> None:
@@ -83,7 +86,8 @@ def arrange(spec: SceneSpec, objects: Mapping[str, BenchObject], generator: np.r
         stand = STAND_HEIGHT if target.stand and not spec.any_pose else 0.0
         return [PlacedObject(target.folder, place, yaw, turn, stand)]
     placed = [PlacedObject(target.folder, place, quat_wxyz=_random_turn(generator))]
-    others = sorted(name for name, thing in objects.items() if thing.family != target.family and not thing.stand)
+    unwanted = {target.family, spec.without}
+    others = sorted(name for name, thing in objects.items() if thing.family not in unwanted and not thing.stand)
     count = min(int(generator.integers(3, 7)), len(others))
     first = generator.uniform(0, 2 * math.pi)
     for index, name in enumerate(generator.permutation(others)[:count]):

@@ -83,6 +83,21 @@ def markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], methods:
     return "\n\n".join(blocks) + "\n"
 
 
+def confidence_markdown(trust: Mapping[str, Any]) -> str:
+    """The calibration curve and the share of false alarms, as text."""
+    lines = ["", "## Confidence", "", _line(["predicted", "actual", "trials"]), _line(["---"] * 3)]
+    lines += [_line([f"{g['predicted']:.2f}", f"{g['actual']:.2f}", str(g["trials"])]) for g in trust["reliability"]]
+    lines += [
+        "",
+        f"Scenes without the target that were not refused: {trust['false_alarms']:.2f} of "
+        f"{trust['scenes_without_target']}; scenes with the target that were: {trust['refused_with_target']:.2f} of "
+        f"{trust['scenes_with_target']}."
+        + (" Fitted on these very trials." if trust["fitted_on_these_trials"] else ""),
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def _count(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{sum(bool(record['success']) for record in records)}/{len(records)}" if records else "-"
 
