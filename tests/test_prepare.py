@@ -32,11 +32,11 @@ def test_objects_apart_are_instances_however_dense_their_points(spread: float) -
 def _touching(third: bool) -> Scene:
     """Two balls that touch, unlike in features, and perhaps a third one apart."""
     generator = torch.Generator().manual_seed(0)
-    direction = uniform_sphere(200).expand(3, 200, 3)
-    center = torch.tensor([[0.0, 0.0, 0.0], [0.079, 0.0, 0.0], [0.4, 0.0, 0.0]])[:, None]
+    direction = uniform_sphere(800).expand(3, 800, 3)
+    center = torch.tensor([[0.0, 0.0, 0.0], [0.086, 0.0, 0.0], [0.4, 0.0, 0.0]])[:, None]
     count = 3 if third else 2
     points = (center + 0.04 * direction)[:count].reshape(-1, 3)
-    kind = torch.eye(8)[:count].repeat_interleave(200, dim=0)
+    kind = torch.eye(8)[:count].repeat_interleave(800, dim=0)
     features = torch.nn.functional.normalize(kind + 0.4 + 0.1 * torch.randn(len(kind), 8, generator=generator), dim=-1)
     return Scene(points, features, torch.rand(len(kind), 3), direction[:count].reshape(-1, 3), SOURCE)
 
@@ -45,7 +45,7 @@ def test_objects_that_touch_are_told_apart_by_their_features() -> None:
     label = instances(_touching(third=True))
     assert len(label.unique()) == 3
     for number in range(3):
-        own = label[number * 200 : (number + 1) * 200]
+        own = label[number * 800 : (number + 1) * 800]
         assert float((own == own.mode().values).float().mean()) > 0.97
 
 
@@ -57,7 +57,7 @@ def test_one_object_among_others_is_not_divided() -> None:
     """The same two balls with features that change smoothly across both are one thing."""
     scene = _touching(third=True)
     along = scene.points[:, :1] / 0.08
-    smooth = torch.cat((0.5 + 0.2 * along, 0.5 - 0.2 * along, torch.zeros(600, 6)), dim=-1)
+    smooth = torch.cat((0.5 + 0.2 * along, 0.5 - 0.2 * along, torch.zeros(2400, 6)), dim=-1)
     far = (scene.points[:, 0] > 0.3)[:, None]
     features = torch.where(far, torch.eye(8)[5], torch.nn.functional.normalize(smooth, dim=-1))
     assert len(instances(scene.with_features(features)).unique()) == 2

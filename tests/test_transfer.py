@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from afield.attend import attend
+from afield.confidence import Evidence
 from afield.demonstration import Demonstration, demonstrate
 from afield.errors import AfieldError
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name
+from afield.pipeline import refuse_if_absent, with_confidence
 from afield.pretrain import FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
@@ -145,10 +147,11 @@ def test_the_gate_leaves_other_objects_aside(hand: Hand, demonstration: Demonstr
     thing, other = _thing(), _thing(1)
     shift = torch.tensor([0.3, 0.0, 0.0])
     strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
+    own = torch.nn.functional.normalize(thing.features + 0.5, dim=-1)  # what all points of one object have in common
     both = replace(
         thing,
         points=torch.cat((thing.points, other.points + shift)),
-        features=torch.cat((thing.features, strange)),
+        features=torch.cat((own, strange)),
         colors=torch.cat((thing.colors, other.colors)),
         normals=torch.cat((thing.normals, other.normals)),
     )
@@ -275,3 +278,21 @@ def test_fields_that_drop_points_still_have_matched_starts(hand: Hand, demonstra
     beta = sample_starts(demonstration, shown, _thing(2), hand, 40, config, torch.Generator().manual_seed(0))
     assert beta.shape == (40, hand.dof)
     assert bool(torch.isfinite(beta).all())
+
+
+def test_a_scene_without_anything_alike_is_refused_with_the_reason(
+    hand: Hand, demonstration: Demonstration, model: FieldModel
+) -> None:
+    refuse_if_absent(demonstration, _thing(2), model, hand)
+    strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(3)), dim=-1)
+    with pytest.raises(AfieldError, match=r"Nothing in 'thing2' is to be grasped like 'bar'.*--force"):
+        refuse_if_absent(demonstration, _thing(2).with_features(strange), model, hand)
+
+
+def test_a_grasp_carries_its_evidence(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:
+    grasp = transfer_grasp(demonstration, demonstration.scene, model, hand, QUICK, progress=False)
+    evidence = Evidence.of(grasp, hand)
+    assert evidence.similarity == pytest.approx(0.0, abs=1e-6)
+    assert evidence.rehearsed == 0.5
+    assert 0.0 < evidence.agreement <= 1.0
+    assert 0.0 < with_confidence(grasp, hand).provenance["success_probability"] < 1.0

@@ -125,17 +125,16 @@ def fit_calibration(
     )
 
 
-def separating_threshold(present: Sequence[float], absent: Sequence[float]) -> float:
-    """The value with the fewest mistakes when scenes above it count as holding the target; the middle of a gap."""
+def separating_threshold(present: Sequence[float], absent: Sequence[float], most_missed: float = 0.1) -> float:
+    """The value above which the fewest scenes without the target lie, with at most this share of those with it below."""
     values = sorted({*present, *absent})
     cuts = [values[0] - 0.01, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 0.01]
 
-    def mistakes(cut: float) -> float:
-        missed = sum(value < cut for value in present) / max(1, len(present))
-        alarms = sum(value >= cut for value in absent) / max(1, len(absent))
-        return missed + alarms
+    def missed(cut: float) -> float:
+        return sum(value < cut for value in present) / max(1, len(present))
 
-    return min(cuts, key=mistakes)
+    allowed = [cut for cut in cuts if missed(cut) <= most_missed]
+    return min(allowed, key=lambda cut: (sum(value >= cut for value in absent), missed(cut)))
 
 
 def reliability(probability: Sequence[float], success: Sequence[bool], bins: int = 5) -> list[dict[str, float]]:

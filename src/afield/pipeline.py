@@ -214,6 +214,8 @@ def grasp_from_files(
     if full:
         config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, progress=progress)
+    if preset == "default":
+        result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
 
@@ -250,11 +252,14 @@ def transfer_and_rehearse(
     )
     rehearsal = [{"held": test.success, "failure": test.failure} for test in tests]
     grasp = replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal})
-    if config.preset != "default":
-        return grasp
+    return grasp
+
+
+def with_confidence(grasp: Grasp, hand: Hand) -> Grasp:
+    """The grasp with its evidence and its calibrated probability of success in the provenance."""
     evidence = Evidence.of(grasp, hand)
-    trust = {"evidence": asdict(evidence), "success_probability": round(Calibration.load().probability(evidence), 3)}
-    return replace(grasp, provenance={**grasp.provenance, **trust})
+    chance = round(Calibration.load().probability(evidence), 3)
+    return replace(grasp, provenance={**grasp.provenance, "evidence": asdict(evidence), "success_probability": chance})
 
 
 def refuse_if_absent(demonstration: Demonstration, scene: Scene, model: FieldModel, hand: Hand) -> None:

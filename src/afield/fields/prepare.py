@@ -22,8 +22,10 @@ SMALLEST = 40
 """Touching objects are told apart down to this many points each."""
 DIFFERENT = 0.1
 """Halves whose mean features have a smaller cosine are two objects ..."""
-FEW_BRIDGES = 5.0
-"""... if fewer pairs of neighbours than this, times the root of the smaller half's points, connect them."""
+COHERENT = 0.4
+"""... if the features of each half agree at least so well (length of their mean) ..."""
+FEW_BRIDGES = 6.0
+"""... and fewer pairs of neighbours than this, times the root of the smaller half's points, connect them."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ def _two_objects(points: Float[Tensor, "n 3"], features: Float[Tensor, "n c"]) -
     smaller = min(int(half.sum()), int((~half).sum()))
     if smaller < SMALLEST:
         return None
-    alike = torch.nn.functional.cosine_similarity(features[half].mean(dim=0), features[~half].mean(dim=0), dim=0)
+    means = torch.stack((features[half].mean(dim=0), features[~half].mean(dim=0)))
+    alike = torch.nn.functional.cosine_similarity(means[0], means[1], dim=0)
+    if float(means.norm(dim=-1).min()) < COHERENT:
+        return None
     tree = KDTree(points.numpy())
     reach = 2.0 * float(np.median(tree.query(points.numpy(), k=2)[0][:, 1]))
     pairs = tree.query_pairs(reach, output_type="ndarray")

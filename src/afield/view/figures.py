@@ -39,6 +39,8 @@ PIXELS, SMALL = (600, 540), (400, 360)
 TERMS = ("#2c6cb0", "#d1642b", "#9467d8", "#1f9d55", "#b8871b")
 STARTS = ("#b9c1cc", "#cc9f3d", "#2c6cb0")
 ATTENTION_COLORS = ((0.0, "#b9c1cc"), (0.34, "#b9c1cc"), (0.55, "#f2c14e"), (0.78, "#ee6c2f"), (1.0, "#b0171f"))
+LIFTED_PICTURE = 23
+"""Of the film: the last picture before the pushes."""
 
 
 def write_figures(
@@ -167,13 +169,20 @@ def _heading(axes: Axes, title: str, below: str = "") -> None:
 
 
 def _overview(pictures: _Pictures, panels: ReportPanels) -> Figure:
-    vertical = [section for section in panels.sections if section.plane.name == "vertical"][:2]
-    figure, axes = _figure(2 + len(vertical))
+    vertical = [section for section in panels.sections if section.plane.name == "vertical"][: 1 if panels.frames else 2]
+    figure, axes = _figure(2 + bool(panels.frames) + len(vertical))
     pictures.draw(axes[0, 0], "demo")
     _heading(axes[0, 0], "Shown once", pictures.demonstration.scene.name.replace("_", " "))
     pictures.draw(axes[0, 1], "target", path=True)
     _heading(axes[0, 1], "Repeated here", f"{pictures.scenes['target'].name.replace('_', ' ')}; green: the palm's path")
-    for axis, section in zip(axes[0, 2:], vertical, strict=True):
+    if panels.frames:
+        lifted = panels.frames[min(LIFTED_PICTURE, len(panels.frames) - 1)]
+        side = min(lifted.shape[:2])
+        left = (lifted.shape[1] - side) // 2
+        axes[0, 2].imshow(lifted[:side, left : left + side], interpolation="antialiased")
+        axes[0, 2].set_axis_off()
+        _heading(axes[0, 2], "Tried in physics", "lifted, before the six pushes")
+    for axis, section in zip(axes[0, 2 + bool(panels.frames) :], vertical, strict=True):
         _draw_section(axis, section, pictures.scenes["target"])
         _heading(axis, f"Energy, {section.field}", "vertical section; yellow: the hand belongs here")
     return figure

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -75,7 +77,8 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     before = dict(os.environ)
     os.environ.update({**variables, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))})
     try:
-        with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
             _everything(pool, bench, rows, config, progress)
     finally:
         os.environ.clear()
@@ -165,6 +168,17 @@ def _everything(
     if "attention" in config.methods:
         absent = [(prepare.make_absent, (bench, row, n)) for row in rows for n in range(config.trials)]
         _stage(pool, "without the target", absent, progress)
+
+
+def _end_with(parent: int) -> None:
+    """Let a worker end when the process that started it is gone; a killed one cannot tell its workers."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stage(
