@@ -180,6 +180,8 @@ def grasp(
     preset: str = "default",
     full: bool = False,
     force: bool = False,
+    arm: str | None = None,
+    arm_base: tuple[float, float, float, float] | None = None,
     seed: int = 0,
 ) -> None:
     """Repeat a demonstrated grasp in another scene.
@@ -193,13 +195,18 @@ def grasp(
         preset: default, or faithful: Eq. 7-9 as printed, without the gate, the centring and the geometry channel.
         full: optimize all 64 starts to the end with the exact field instead of halving them.
         force: go on where nothing in the scene is like the demonstrated part.
+        arm: ur10e, panda, or the path of an arm description: prefer grasps that it can reach (docs/arms.md).
+        arm_base: x y z in metres and yaw in radians of the arm's base in the world.
         seed: seed of everything random.
     """
     from afield.artifacts import check_replaceable
     from afield.pipeline import grasp_from_files
+    from afield.simulate.arm import Reach
 
     check_replaceable(out)
-    run = grasp_from_files(demo, field, scene, hand=hand, preset=preset, full=full, force=force, seed=seed)
+    run = grasp_from_files(
+        demo, field, scene, hand=hand, preset=preset, full=full, force=force, arm=arm, arm_base=arm_base, seed=seed
+    )
     run.save(out)
     terms = ", ".join(f"{name} {value:.4f}" for name, value in run.grasp.terms.items())
     _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
@@ -208,6 +215,8 @@ def grasp(
     rehearsal = run.grasp.provenance.get("rehearsal")
     if rehearsal and not any(entry["held"] for entry in rehearsal):
         _say(f"None of the {len(rehearsal)} best candidates held in the rehearsal; this is the one that got farthest.")
+    if "reach" in run.grasp.provenance:
+        _say(Reach(**run.grasp.provenance["reach"]).sentence())
     _say(f"Next: afield simulate {out}; afield view {out}")
 
 
@@ -277,6 +286,7 @@ def bench_grasp(
     jobs: int = 0,
     hand: str = "shadow",
     seed: int = 0,
+    figure6: bool = False,
     calibrate: bool = False,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -292,6 +302,7 @@ def bench_grasp(
         jobs: processes; 0 is one per core.
         hand: name of a hand or path of a hand description.
         seed: seed of scenes, fields and starts.
+        figure6: instead of the tables: one to four pretraining scenes, with and without the demonstrated one.
         calibrate: fit the probability of success to these trials; writes confidence.json into the work folder.
         json_file: write summaries and every trial here.
     """
@@ -310,6 +321,7 @@ def bench_grasp(
         jobs,
         hand,
         seed=seed,
+        figure6=figure6,
         calibrate=calibrate,
     )
     result = run(config)

@@ -96,22 +96,38 @@ def resolve_file(description: HandDescription) -> Path:
     Raises:
         AfieldError: the package is not installed (with the command that installs it), or the file is not there.
     """
-    if not description.file.startswith(_PACKAGE):
-        path = description.folder / description.file
-        if not path.is_file():
-            raise AfieldError(f"The hand '{description.name}' names the file {path}, which does not exist.")
-        return path
-    package, _, inner = description.file.removeprefix(_PACKAGE).partition("/")
+    return resolve_package_file(
+        description.file, description.folder, f"The hand '{description.name}'", description.install
+    )
+
+
+def resolve_package_file(file: str, folder: Path, who: str, install: str | None) -> Path:
+    """A file beside its description, or "package:" and a path in an installed package, which is located, not imported.
+
+    Args:
+        file: as the description says it.
+        folder: of the description.
+        who: begins the sentence of an error, for instance "The hand 'leap'".
+        install: the command that installs the package; guessed if None.
+
+    Raises:
+        AfieldError: the package is not installed (with the command that installs it), or the file is not there.
+    """
+    if not file.startswith(_PACKAGE):
+        if not (folder / file).is_file():
+            raise AfieldError(f"{who} names the file {folder / file}, which does not exist.")
+        return folder / file
+    package, _, inner = file.removeprefix(_PACKAGE).partition("/")
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
-        install = description.install or f"pip install {package.replace('_', '-')}"
-        raise AfieldError(f"The hand '{description.name}' needs the package '{package}': {install}")
+        command = install or f"pip install {package.replace('_', '-')}"
+        raise AfieldError(f"{who} needs the package '{package}': {command}")
     for location in found.submodule_search_locations:
         if (Path(location) / inner).is_file():
             return Path(location) / inner
     raise AfieldError(
-        f"The hand '{description.name}' names '{inner}' in the package '{package}', but the installed release has no "
-        "such file; install another release, or describe the file by its path."
+        f"{who} names '{inner}' in the package '{package}', but the installed release has no such file; install another "
+        "release, or describe the file by its path."
     )
 
 

@@ -31,6 +31,8 @@ from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Scene
 from afield.simulate import GraspTest, World, rehearse, simulate_grasp, world_from_capture, world_from_scene
+from afield.simulate.arm import ArmWithHand, read_arm
+from afield.simulate.world import table_height
 from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
@@ -190,10 +192,25 @@ def grasp_from_files(
     preset: str = "default",
     full: bool = False,
     force: bool = False,
+    arm: str | None = None,
+    arm_base: tuple[float, float, float, float] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Run:
     """Repeat the demonstration in folder `demo` in the captured scene.
+
+    Args:
+        demo: folder of the demonstration.
+        field: folder of a trained field, or the kind of an untrained one.
+        capture: the target scene.
+        hand: name of a hand or path of a hand description.
+        preset: default or faithful.
+        full: optimize all starts to the end.
+        force: go on where nothing is like the demonstrated part.
+        arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
+        arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.
+        seed: of everything random.
+        progress: show progress bars.
 
     Raises:
         AfieldError: no instance of the scene is like the demonstrated part (unless `force`), or something does not fit.
@@ -206,6 +223,7 @@ def grasp_from_files(
     hand_model = hand_by_name(hand)
     demonstration.check_hand(hand_model)
     model.check_source(demonstration.scene)
+    arm_description = None if arm is None else read_arm(arm, arm_base)
     scene = scene_from_capture(capture, like=demonstration.scene.source, seed=seed, progress=progress)
     described = time.monotonic()
     if preset == "default" and not force:
@@ -213,7 +231,8 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
     if full:
         config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
-    result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, progress=progress)
+    robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
+    result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
     if preset == "default":
         result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
@@ -227,19 +246,24 @@ def transfer_and_rehearse(
     hand: Hand,
     config: TransferConfig,
     *,
+    arm: ArmWithHand | None = None,
     progress: bool = True,
 ) -> Grasp:
     """`transfer_grasp` on the best device; the last minima are tried in physics on the observed points.
 
-    The `faithful` preset takes the least energy, as the paper does.
+    The `faithful` preset takes the least energy, as the paper does. With an arm only minima within its reach are tried,
+    unless none is; `reach` in the provenance says what became of it.
     """
     device = default_device()
     tests: list[GraspTest] = []
 
     def judge(finalists: Float[Tensor, "k d"]) -> int:
-        choice, made = rehearse(scene, hand, finalists, progress=progress)
-        tests.extend(made)
-        return choice
+        within = list(range(len(finalists))) if arm is None else within_reach(arm, finalists)
+        choice = 0
+        if config.preset == "default":
+            choice, made = rehearse(scene, hand, finalists[within], progress=progress)
+            tests.extend(made)
+        return within[choice]
 
     grasp = transfer_grasp(
         demonstration.to(device),
@@ -247,12 +271,18 @@ def transfer_and_rehearse(
         model.to(device),
         hand.to(device),
         config,
-        judge=judge if config.preset == "default" else None,
+        judge=judge if config.preset == "default" or arm is not None else None,
         progress=progress,
     )
     rehearsal = [{"held": test.success, "failure": test.failure} for test in tests]
-    grasp = replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal})
-    return grasp
+    reach = {"reach": arm.reach(grasp.beta).to_json()} if arm is not None else {}
+    return replace(grasp, provenance={**grasp.provenance, "rehearsal": rehearsal, **reach})
+
+
+def within_reach(arm: ArmWithHand, candidates: Float[Tensor, "k d"]) -> list[int]:
+    """Which candidates the arm can perform, in their order; all of them where it can perform none."""
+    found = [index for index, beta in enumerate(candidates) if arm.reach(beta).reachable]
+    return found or list(range(len(candidates)))
 
 
 def with_confidence(grasp: Grasp, hand: Hand) -> Grasp:

@@ -123,10 +123,7 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
         AfieldError: no cluster has 20 points.
     """
     points = scene.points.cpu().numpy().astype(float)
-    height = float(points[:, 2].min())
-    if scene.table is not None:
-        center, up = scene.points.mean(dim=0).cpu(), scene.table.normal.cpu()
-        height = float((scene.table.offset - float(up[:2] @ center[:2])) / float(up[2]))
+    height = table_height(scene)
     label = instances(scene).cpu().numpy()
     clusters = [points[label == number] for number in range(int(label.max()) + 1)]
     clusters = [member for member in clusters if len(member) >= 20]
@@ -138,12 +135,20 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
     return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed")
 
 
+def table_height(scene: Scene) -> float:
+    """Z of the table below the scene's middle in metres; of the lowest point where no table was found."""
+    if scene.table is None:
+        return float(scene.points[:, 2].min())
+    center, up = scene.points.mean(dim=0).cpu(), scene.table.normal.cpu()
+    return float((scene.table.offset - float(up[:2] @ center[:2])) / float(up[2]))
+
+
 def _observed(name: str, points: Float[np.ndarray, "n 3"], height: float, *, solid: bool) -> WorldObject | None:
     """An object out of its points; those near the table, whose removal cut the object off, reach down to it."""
     spacing = float(np.median(KDTree(points).query(points, k=2)[0][:, 1]))
     radius = min(max(spacing / 2, 0.002), 0.005)
     low = points[points[:, 2] < height + 0.02]
-    feet = low * [1, 1, 0] + [0, 0, height + radius]
+    feet = _outline(low[:, :2]) @ np.eye(2, 3) + [0, 0, height + radius]
     points = np.concatenate((points, feet))
     pose = np.eye(4)
     pose[:3, 3] = [*points[:, :2].mean(axis=0), height]
@@ -155,6 +160,14 @@ def _observed(name: str, points: Float[np.ndarray, "n 3"], height: float, *, sol
     except QhullError:
         return None
     return WorldObject(name, pose, OBSERVED_MASS, hull=hull.points[hull.vertices])
+
+
+def _outline(points: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "k 2"]:
+    """The corners of the convex hull of points in the plane, or the points themselves where they span no area."""
+    try:
+        return points[ConvexHull(points).vertices]
+    except (QhullError, ValueError):
+        return points
 
 
 def build_world(world: World, hand: Hand, actuation: HandActuation | None = None) -> mujoco.MjModel:

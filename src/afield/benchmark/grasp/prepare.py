@@ -194,10 +194,21 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
     file = bench.trial_file(row, trial, method)
     if file.is_file() and read_json(file).get("method_config") == _fingerprint(method):
         return
-    hand, chosen = hand_by_name(bench.hand), METHODS[method]
-    spec = trial_scene(bench, row, trial)
-    folder = bench.scene_folder(spec)
-    setting = Setting(
+    chosen = METHODS[method]
+    setting = setting_of(bench, row, trial)
+    record = run_trial(setting, chosen, FieldModel.load(bench.field_folder(row, chosen.field_name)))
+    scene = trial_scene(bench, row, trial).name
+    key: Mapping[str, Any] = {
+        "table": row.table, "row": row.name, "trial": trial, "method": method, "scene": scene,
+        "method_config": _fingerprint(method),
+    }  # fmt: skip
+    write_json(file, {**key, **record})
+
+
+def setting_of(bench: Bench, row: Row, trial: int) -> Setting:
+    """What all methods of a trial share."""
+    hand, folder = hand_by_name(bench.hand), bench.scene_folder(trial_scene(bench, row, trial))
+    return Setting(
         row,
         load_demonstration(bench, row, hand),
         Scene.load(folder / "scene"),
@@ -206,12 +217,6 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
         hand,
         bench.seed + trial,
     )
-    record = run_trial(setting, chosen, FieldModel.load(bench.field_folder(row, chosen.field_name)))
-    key: Mapping[str, Any] = {
-        "table": row.table, "row": row.name, "trial": trial, "method": method, "scene": spec.name,
-        "method_config": _fingerprint(method),
-    }  # fmt: skip
-    write_json(file, {**key, **record})
 
 
 def _fingerprint(method: str) -> dict[str, Any]:

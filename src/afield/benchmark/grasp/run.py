@@ -6,8 +6,9 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from afield.artifacts import package_versions, read_json, write_json
-from afield.benchmark.grasp import prepare
+from afield.benchmark.grasp import ablation, prepare
 from afield.benchmark.grasp.manifest import Row
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.prepare import Bench
@@ -51,6 +52,8 @@ class GraspBenchConfig:
     """Image features."""
     seed: int = 0
     """Seed of scenes, fields and starts."""
+    figure6: bool = False
+    """Instead of the tables: how many pretraining scenes, with and without the demonstrated one."""
     calibrate: bool = False
     """Fit the probability of success to the trials of `attention` and write `confidence.json` into the work folder."""
 
@@ -72,17 +75,11 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
         raise AfieldError(f"The scenes must be drawn, but no OpenGL driver works ({reason}); install libegl1.")
     bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
     rows = _rows(bench, config)
-    jobs = config.jobs or os.cpu_count() or 1
-    # Workers inherit these: MuJoCo binds its OpenGL on import, and many small processes beat many threads.
-    before = dict(os.environ)
-    os.environ.update({**variables, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))})
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-            _everything(pool, bench, rows, config, progress)
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    with _workers(config.jobs, variables) as pool:
+        _prepare(pool, bench, rows, config, progress)
+        if config.figure6:
+            return _figure6(pool, bench, rows, config, progress)
+        _trials(pool, bench, rows, config, progress)
     records = [
         read_json(bench.trial_file(row, trial, name))
         for row in rows
@@ -100,6 +97,51 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
         "markdown": markdown(rows, records, config.methods) + (confidence_markdown(trust) if trust else ""),
     }
     write_json(bench.work / "result.json", result)
+    return result
+
+
+@contextmanager
+def _workers(jobs: int, variables: Mapping[str, str]) -> Iterator[ProcessPoolExecutor]:
+    """A pool of processes, one per core by default."""
+    jobs = jobs or os.cpu_count() or 1
+    # Workers inherit these: MuJoCo binds its OpenGL on import, and many small processes beat many threads.
+    before = dict(os.environ)
+    os.environ.update({**variables, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))})
+    try:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+            yield pool
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _figure6(
+    pool: ProcessPoolExecutor, bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, progress: bool
+) -> dict[str, Any]:
+    """The ablation of the pretraining scenes."""
+    fields = {
+        ablation.field_folder(bench, row, *setup): (ablation.make_ablation_field, (bench, row, *setup))
+        for row in rows
+        for setup in ablation.setups()
+    }
+    _stage(pool, "fields", list(fields.values()), progress)
+    trials = [
+        (ablation.make_ablation_trial, (bench, row, *setup, trial))
+        for trial in range(config.trials)
+        for row in rows
+        for setup in ablation.setups()
+    ]
+    _stage(pool, "trials", trials, progress)
+    found = ablation.summarize_ablation(bench, rows, config.trials)
+    result = {
+        "figure6": found,
+        "split": config.split,
+        "seed": config.seed,
+        "packages": package_versions(),
+        "markdown": ablation.ablation_markdown(found),
+    }
+    write_json(bench.work / "figure6.json", result)
     return result
 
 
@@ -140,18 +182,28 @@ def _rows(bench: Bench, config: GraspBenchConfig) -> list[Row]:
     rows = [row for row in found[split] if config.table in (None, row.table)]
     if not rows:
         raise AfieldError(f"The split '{split}' of {config.objects} has no table {config.table}.")
+    if config.figure6 and not (rows := ablation.ablation_rows(rows)):
+        raise AfieldError(
+            f"Figure 6 needs a row that repeats a grasp on the same object in context; '{split}' has none."
+        )
     return rows
 
 
-def _everything(
+def _prepare(
     pool: ProcessPoolExecutor, bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, progress: bool
 ) -> None:
-    """Scenes and demonstrations, then fields, then trials; each stage needs the one before."""
+    """Scenes and demonstrations."""
     specs = {spec: None for row in rows for spec in (*prepare.pretraining(row), prepare.demo_scene(row))}
     specs |= {prepare.trial_scene(bench, row, n): None for row in rows for n in range(config.trials)}
     shown = dict.fromkeys(row.demo for row in rows)
     first = [(prepare.make_demonstration, (bench, *demo)) for demo in shown]
     _stage(pool, "scenes", [*first, *((prepare.make_scene, (bench, spec)) for spec in specs)], progress)
+
+
+def _trials(
+    pool: ProcessPoolExecutor, bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, progress: bool
+) -> None:
+    """Fields, then trials."""
     fields = {
         bench.field_folder(row, METHODS[name].field_name): (prepare.make_field, (bench, row, name))
         for row in rows

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from afield.benchmark.grasp.manifest import BenchObject, Row
 from afield.benchmark.grasp.methods import Method
@@ -29,6 +31,8 @@ ON_PART = 0.5
 """At least this share of the contacts must lie on the part ..."""
 GROWN = 0.01
 """... or this close to it, in metres."""
+NEAR = 0.02
+"""A hand farther from the target than this, in metres, went for something else."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +73,15 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
     target, part = setting.row.test
     inside = in_box(test.contacts, setting.objects[target].parts[part], GROWN)
     share = float(np.mean(inside)) if len(inside) else 0.0
-    surface = find_part(world, part)
-    hand_points = setting.hand.place(setting.demonstration.points, grasp.beta)
-    distance = torch.cdist(hand_points, surface.points[surface.inside]).amin(dim=-1)
-    reach = torch.cdist(hand_points, surface.points).amin(dim=-1)
+    near = bool(_distances(setting, grasp.beta, None).min() < NEAR)
     on_part = share >= ON_PART
     return {
         "success": test.success and on_part,
         "held": test.success,
         "on_part": on_part,
         "contacts_on_part": round(share, 3),
-        "near_target": bool(reach.min() < 0.02),
-        "distance_to_part": round(float(distance.mean()), 4),
+        "near_target": near,
+        "distance_to_part": distance_to_part(setting, grasp.beta),
         "penetration": round(test.initial_penetration, 4),
         "energy": round(grasp.energy, 5),
         "feature_energy": round(grasp.terms["feature"], 5),
@@ -88,8 +89,20 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
         "seconds": round(seconds, 1),
         "beta": [round(float(value), 5) for value in grasp.beta],
         "failure": test.failure,
-        "cause": _cause(test.success, on_part, bool(reach.min() < 0.02), test.initial_penetration),
+        "cause": _cause(test.success, on_part, near, test.initial_penetration),
     }
+
+
+def distance_to_part(setting: Setting, beta: Float[Tensor, "d"]) -> float:
+    """Mean distance of the hand's query points to the part that was to be held, in metres."""
+    return round(float(_distances(setting, beta, setting.row.test[1]).mean()), 4)
+
+
+def _distances(setting: Setting, beta: Float[Tensor, "d"], part: str | None) -> Float[Tensor, "q"]:
+    """From every query point of the hand to the target, or to a part of it."""
+    surface = find_part(world_from_capture(setting.observation), part)
+    placed = setting.hand.place(setting.demonstration.points, beta)
+    return torch.cdist(placed, surface.points[surface.inside]).amin(dim=-1)
 
 
 def _cause(held: bool, on_part: bool, near: bool, penetration: float) -> str:
