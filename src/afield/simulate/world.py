@@ -25,6 +25,8 @@ from afield.scene import Scene
 
 OBSERVED_MASS = 0.1
 """Mass in kilograms that is assumed for an object of which only points are known."""
+FLOATING = 0.02
+"""An observed object whose lowest point is this high above the table, in metres, must lie on something."""
 MOCAP = "hand_target"
 CARRIER = "hand_carrier"
 
@@ -60,7 +62,7 @@ class World:
     geometry: str
     """Where shapes come from: "known" (the objects' own) or "observed" (convex hulls of the points that were seen)."""
     stands: tuple[Stand, ...] = ()
-    """Fixed posts that carry objects; known worlds only."""
+    """Fixed posts that carry objects; in an observed world they are supposed where an object would float."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,21 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
     nearest = [float(np.linalg.norm(member - palm.cpu().numpy(), axis=1).min()) for member in clusters]
     target = int(np.argmin(nearest))
     objects = [_observed(f"object{i}", member, height, solid=i != target) for i, member in enumerate(clusters)]
-    return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed")
+    stands = tuple(stand for o in objects if o is not None and (stand := _support(o, height)) is not None)
+    return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed", stands)
+
+
+def _support(thing: WorldObject, height: float) -> Stand | None:
+    """A post under the middle of an observed object that would else float: something that was not seen carries it."""
+    points = thing.balls if thing.balls is not None else thing.hull
+    assert points is not None, "an observed object has balls or a hull"
+    if float(points[:, 2].min()) < FLOATING:
+        return None
+    x, y = (float(value) for value in points[:, :2].mean(axis=0) + thing.T_world_object[:2, 3])
+    post = Stand((x, y), 0.0, 0.0)
+    above = np.abs(points[:, :2] - points[:, :2].mean(axis=0)).max(axis=1) < post.half_width
+    low = float((points[above] if above.any() else points)[:, 2].min()) - (thing.radius if thing.hull is None else 0.0)
+    return Stand((x, y), 0.0, low)
 
 
 def table_height(scene: Scene) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -27,10 +27,8 @@ from afield.simulate import GraspTestConfig, simulate_grasp, world_from_capture
 from afield.synthesis import find_part, in_box
 from afield.transfer import transfer_grasp
 
-ON_PART = 0.5
-"""At least this share of the contacts must lie on the part ..."""
 GROWN = 0.01
-"""... or this close to it, in metres."""
+"""The middle of the contacts must lie on the part, or this close to it, in metres."""
 NEAR = 0.02
 """A hand farther from the target than this, in metres, went for something else."""
 
@@ -71,15 +69,12 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
         world, setting.hand, grasp.beta, scene.points, GraspTestConfig(stop_early=True), progress=False
     )
     target, part = setting.row.test
-    inside = in_box(test.contacts, setting.objects[target].parts[part], GROWN)
-    share = float(np.mean(inside)) if len(inside) else 0.0
+    on_part = holds_part(test.contacts, setting.objects[target].parts[part])
     near = bool(_distances(setting, grasp.beta, None).min() < NEAR)
-    on_part = share >= ON_PART
     return {
         "success": test.success and on_part,
         "held": test.success,
         "on_part": on_part,
-        "contacts_on_part": round(share, 3),
         "near_target": near,
         "distance_to_part": distance_to_part(setting, grasp.beta),
         "penetration": round(test.initial_penetration, 4),
@@ -91,6 +86,15 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
         "failure": test.failure,
         "cause": _cause(test.success, on_part, near, test.initial_penetration),
     }
+
+
+def holds_part(contacts: Float[np.ndarray, "c 3"], box: Mapping[str, Sequence[float | int]]) -> bool:
+    """Whether the middle of the contacts lies in the part's box, grown by 1 cm.
+
+    The middle, not a share of the contacts: fingers that enclose a back or a handle touch it, or what is beside it, on
+    all sides, and the middle of these places is where the hand holds.
+    """
+    return len(contacts) > 0 and bool(in_box(contacts.mean(axis=0, keepdims=True), box, GROWN)[0])
 
 
 def distance_to_part(setting: Setting, beta: Float[Tensor, "d"]) -> float:
