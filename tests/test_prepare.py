@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from afield.fields.prepare import center_features, gate, instances, relevance
+from afield.fields.prepare import center_features, gate, relevance
 from afield.geometry import uniform_sphere
 from afield.scene import FeatureSource, Scene
 
@@ -19,56 +19,6 @@ def _blobs(spread: float, count: int = 120) -> Scene:
     features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
     features = torch.nn.functional.normalize(features, dim=-1)
     return Scene(points, features, torch.rand(len(number), 3, generator=generator), direction, SOURCE)
-
-
-@pytest.mark.parametrize("spread", [0.02, 0.06])
-def test_objects_apart_are_instances_however_dense_their_points(spread: float) -> None:
-    label = instances(_blobs(spread))
-    parts = [set(label[i * 120 : (i + 1) * 120].tolist()) for i in range(3)]
-    assert [len(part) for part in parts] == [1, 1, 1]
-    assert len(set.union(*parts)) == 3
-
-
-def _touching(third: bool) -> Scene:
-    """Two balls that touch, unlike in features, and perhaps a third one apart."""
-    generator = torch.Generator().manual_seed(0)
-    direction = uniform_sphere(800).expand(3, 800, 3)
-    center = torch.tensor([[0.0, 0.0, 0.0], [0.086, 0.0, 0.0], [0.4, 0.0, 0.0]])[:, None]
-    count = 3 if third else 2
-    points = (center + 0.04 * direction)[:count].reshape(-1, 3)
-    kind = torch.eye(8)[:count].repeat_interleave(800, dim=0)
-    features = torch.nn.functional.normalize(kind + 0.4 + 0.1 * torch.randn(len(kind), 8, generator=generator), dim=-1)
-    return Scene(points, features, torch.rand(len(kind), 3), direction[:count].reshape(-1, 3), SOURCE)
-
-
-def test_objects_that_touch_are_told_apart_by_their_features() -> None:
-    label = instances(_touching(third=True))
-    assert len(label.unique()) == 3
-    for number in range(3):
-        own = label[number * 800 : (number + 1) * 800]
-        assert float((own == own.mode().values).float().mean()) > 0.97
-
-
-def test_a_single_cluster_is_never_divided() -> None:
-    assert len(instances(_touching(third=False)).unique()) == 1
-
-
-def test_one_object_among_others_is_not_divided() -> None:
-    """The same two balls with features that change smoothly across both are one thing."""
-    scene = _touching(third=True)
-    along = scene.points[:, :1] / 0.08
-    smooth = torch.cat((0.5 + 0.2 * along, 0.5 - 0.2 * along, torch.zeros(2400, 6)), dim=-1)
-    far = (scene.points[:, 0] > 0.3)[:, None]
-    features = torch.where(far, torch.eye(8)[5], torch.nn.functional.normalize(smooth, dim=-1))
-    assert len(instances(scene.with_features(features)).unique()) == 2
-
-
-def test_instances_do_not_depend_on_the_order_of_points() -> None:
-    scene = _blobs(0.03)
-    order = torch.randperm(360, generator=torch.Generator().manual_seed(1))
-    same = instances(scene)[:, None] == instances(scene)[None]
-    turned = instances(scene.select(order))
-    assert torch.equal(turned[:, None] == turned[None], same[order][:, order])
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -17,7 +17,7 @@ from torch import Tensor
 from afield.artifacts import read_json
 from afield.capture.objects import Stand, add_object, add_stand, set_mass
 from afield.errors import AfieldError
-from afield.fields.prepare import instances
+from afield.fields.instances import instances
 from afield.geometry import matrix_to_quat_wxyz
 from afield.hand import Hand
 from afield.observation import Observation
