@@ -257,6 +257,22 @@ def bench_field(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = 
     _finish(field_bench.run(), json_file)
 
 
+@bench_app.command(name="fit")
+def bench_fit(
+    kind: str = "microwave", seed: int = 0, json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None
+) -> None:
+    """Fit an affordance function to twelve small pictures of furniture and compare it with the known truth.
+
+    Args:
+        kind: microwave, cabinet or drawer.
+        seed: seed of everything random.
+        json_file: write the figures here.
+    """
+    from afield.benchmark import fit_bench
+
+    _finish(fit_bench.run(fit_bench.FitBenchConfig(kind=kind, seed=seed)), json_file)
+
+
 @bench_app.command(name="halving")
 def bench_halving(
     run: Path = Path("runs/demo"),

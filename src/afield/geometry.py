@@ -92,3 +92,10 @@ def rigid_registration(
 ) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
     """Rotation and translation that carry `source` onto `target` with the least squared distance (Procrustes, Kabsch)."""
     return cast("tuple[Tensor, Tensor]", roma.rigid_points_registration(source, target))
+
+
+def nearest_to_lines(origin: Float[Tensor, "k 3"], direction: Float[Tensor, "k 3"]) -> Float[Tensor, "3"]:
+    """The point with the least summed squared distance to some lines, given by a point and a unit direction each."""
+    across = torch.eye(3).to(origin) - direction[:, :, None] * direction[:, None, :]
+    wanted = (across @ origin[:, :, None]).sum(dim=0)[:, 0]
+    return torch.linalg.lstsq(across.sum(dim=0), wanted[:, None]).solution[:, 0]

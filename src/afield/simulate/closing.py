@@ -45,9 +45,7 @@ def closing_step(
         return hand.place(points, torch.cat((beta[:9], joints)))
 
     joints = beta[9:]
-    jacobian = torch.autograd.functional.jacobian(place_joints, joints)
-    assert isinstance(jacobian, Tensor), "one output and one input give one Jacobian"
-    jacobian = jacobian.reshape(-1, len(joints))
+    jacobian = torch.func.jacfwd(place_joints)(joints).reshape(-1, len(joints))  # few joints, many coordinates
     wanted = (depth * direction).reshape(-1)
     system = jacobian.T @ jacobian + damping**2 * len(points.link) * torch.eye(len(joints)).to(jacobian)
     step = torch.linalg.solve(system, jacobian.T @ wanted)

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from afield.fields.instances import instances
 from afield.hand import Hand
 from afield.scene import Scene
 from afield.simulate.grasp_test import GraspTest, GraspTestConfig, simulate_grasp
@@ -50,9 +51,10 @@ def rehearse(
     """
     tests: list[GraspTest] = []
     scene, hand = scene.to("cpu"), hand.to("cpu")
+    label = instances(scene)
     for beta in tqdm(candidates.cpu(), desc="rehearse", unit="grasp", disable=not progress):
         pose, _ = hand.split(beta)
-        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3])
+        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3], label)
         tests.append(simulate_grasp(world, hand, beta, scene.points, config, progress=False))
         if tests[-1].success:
             break

@@ -10,7 +10,7 @@ from pathlib import Path
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial import ConvexHull, KDTree, QhullError
 from torch import Tensor
 
@@ -111,7 +111,7 @@ def world_from_capture(observation: Observation) -> World:
         ) from error
 
 
-def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
+def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, "n"] | None = None) -> World:
     """A world out of what was seen, for captures without known objects and for rehearsing a grasp.
 
     The cluster of points nearest to the palm is the target: a rigid body with a ball at every point, so that it keeps
@@ -120,14 +120,15 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"]) -> World:
     Args:
         scene: the observed points.
         palm: where the hand will be, metres, world.
+        label: the scene's `instances`, if they are known already.
 
     Raises:
         AfieldError: no cluster has 20 points.
     """
     points = scene.points.cpu().numpy().astype(float)
     height = table_height(scene)
-    label = instances(scene).cpu().numpy()
-    clusters = [points[label == number] for number in range(int(label.max()) + 1)]
+    member = (instances(scene) if label is None else label).cpu().numpy()
+    clusters = [points[member == number] for number in range(int(member.max()) + 1)]
     clusters = [member for member in clusters if len(member) >= 20]
     if not clusters:
         raise AfieldError(f"No cluster of the scene '{scene.name}' has 20 points, so there is nothing to simulate.")
