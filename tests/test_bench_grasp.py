@@ -12,6 +12,7 @@ import pytest
 import torch
 import trimesh
 
+from afield.benchmark.grasp import ablation
 from afield.benchmark.grasp.manifest import Manifest, read_manifest
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.prepare import (
@@ -25,6 +26,7 @@ from afield.benchmark.grasp.prepare import (
 from afield.benchmark.grasp.run import SHIPPED, GraspBenchConfig, run
 from afield.benchmark.grasp.scenes import SceneSpec, arrange, target_points
 from afield.benchmark.grasp.tables import evaluate, markdown, summarize, wilson
+from afield.benchmark.grasp.trial import holds_part
 from afield.errors import AfieldError
 from afield.hand import hand_by_name
 from afield.synthesis import SynthesisConfig, find_part, in_box, synthesis_energy, synthesize_grasp
@@ -120,6 +122,35 @@ def test_a_strangers_mesh(tmp_path: Path) -> None:
     assert 0.2 < float(part.inside.float().mean()) < 0.7
     assert bool(target_points(world, part.points).all())
     assert not bool(target_points(world, part.points + 0.02).all())
+
+
+def test_figure_6_repeats_a_grasp_on_the_same_object(manifest: Manifest, tmp_path: Path) -> None:
+    rows = ablation.ablation_rows(manifest.rows["test"])
+    assert rows
+    assert all(row.table == 1 and row.demo == row.test for row in rows)
+    bench = Bench(SHIPPED, tmp_path)
+    assert len({ablation.field_folder(bench, rows[0], *setup) for setup in ablation.setups()}) == 8
+    for count, included in ablation.setups():
+        for row in rows:
+            for trial, value in enumerate((0.02, 0.04)):
+                file = ablation.trial_file(bench, row, count, included, trial)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(json.dumps({"distance_to_part": value + 0.01 * count}))
+    found = ablation.summarize_ablation(bench, rows, 2)
+    assert [(entry["scenes"], entry["demonstration_included"]) for entry in found] == ablation.setups()
+    assert [entry["distance_to_part"] for entry in found[::2]] == pytest.approx([0.04, 0.05, 0.06, 0.07])
+    low, high = found[0]["interval"]
+    assert low < 0.04 < high
+    assert "| 4 | yes | 7.0 [" in ablation.ablation_markdown(found)
+
+
+def test_a_hand_holds_where_the_middle_of_its_contacts_is() -> None:
+    box = {"center": [0.0, 0.0, 0.1], "size": [0.04, 0.02, 0.02]}
+    around = np.array([[0.0, 0.03, 0.1], [0.0, -0.03, 0.1], [0.0, 0.0, 0.11]])
+    assert holds_part(around, box)
+    assert holds_part(around + [0.029, 0, 0], box)
+    assert not holds_part(around + [0.031, 0, 0], box)
+    assert not holds_part(np.zeros((0, 3)), box)
 
 
 def test_bad_manifests_are_explained(tmp_path: Path) -> None:

@@ -256,6 +256,26 @@ def test_an_observed_world_takes_the_cluster_at_the_palm(points: torch.Tensor) -
     assert any(thing.hull is not None for thing in world.objects if thing.name != world.target)
 
 
+def test_what_would_float_is_given_a_support(points: torch.Tensor) -> None:
+    """A bar 8 cm above the table must lie on something that was not seen; a toy on its feet must not."""
+    generator = torch.Generator().manual_seed(0)
+    bar = torch.rand(600, 3, generator=generator) * torch.tensor([0.2, 0.03, 0.02]) + torch.tensor([-0.1, 0.0, 0.08])
+    world = world_from_scene(_scene(bar), torch.tensor([0.0, 0.0, 0.12]))
+    assert len(world.stands) == 1
+    assert world.stands[0].height == pytest.approx(0.08, abs=0.006)
+    assert world.stands[0].position == pytest.approx((0.0, 0.015), abs=0.01)
+    model = build_world(world, hand_by_name("shadow"))
+    data = mujoco.MjData(model)
+    height = model.body("object0").id
+    data.mocap_pos[0], data.qpos[-29:-26] = [0, 0, 2.0], [0, 0, 2.0]
+    mujoco.mj_forward(model, data)
+    before = float(data.xipos[height][2])
+    for _ in range(300):
+        mujoco.mj_step(model, data)
+    assert float(data.xipos[height][2]) == pytest.approx(before, abs=0.005)
+    assert world_from_scene(_scene(points), points.mean(dim=0)).stands == ()
+
+
 def test_a_scene_without_clusters_cannot_be_simulated() -> None:
     sparse = torch.tensor([[0.1 * i, 0.0, 0.1] for i in range(40)])
     with pytest.raises(AfieldError, match="No cluster of the scene 'seen' has 20 points"):

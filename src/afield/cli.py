@@ -303,6 +303,7 @@ def bench_grasp(
     hand: str = "shadow",
     seed: int = 0,
     figure6: bool = False,
+    pictures: bool = False,
     calibrate: bool = False,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -319,6 +320,7 @@ def bench_grasp(
         hand: name of a hand or path of a hand description.
         seed: seed of scenes, fields and starts.
         figure6: instead of the tables: one to four pretraining scenes, with and without the demonstrated one.
+        pictures: draw a few trials of the first method for every cause of failure, into `failures` in the work folder.
         calibrate: fit the probability of success to these trials; writes confidence.json into the work folder.
         json_file: write summaries and every trial here.
     """
@@ -338,6 +340,7 @@ def bench_grasp(
         hand,
         seed=seed,
         figure6=figure6,
+        pictures=pictures,
         calibrate=calibrate,
     )
     result = run(config)

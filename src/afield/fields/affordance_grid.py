@@ -24,6 +24,8 @@ class GridConfig:
     """Length d of the descriptors: principal components of the image features."""
     horizon: int = 32
     """Steps H of the flow."""
+    bands: int = 4
+    """Octaves of the action head's encoding; the paper has 10, which wiggles between few tracks."""
     sharpness: float = 20.0
     """First inverse width of the surface, in 1/canonical unit; fitting raises it."""
 
@@ -43,7 +45,7 @@ class GridAffordance(nn.Module):
         self.distance = nn.Parameter(ball)
         # The last axis of a look-up is x, so grids are stored [channel, z, y, x]; the ball is symmetric.
         self.looks = nn.Parameter(torch.zeros(4 + self.channels, detail, detail, detail))
-        self.action = ActionHead(3, self.channels, self.config.horizon)
+        self.action = ActionHead(3, self.channels, self.config.horizon, self.config.bands)
         self.sharpness = torch.tensor(self.config.sharpness)
 
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:

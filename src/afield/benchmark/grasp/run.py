@@ -19,6 +19,7 @@ from afield.artifacts import package_versions, read_json, write_json
 from afield.benchmark.grasp import ablation, prepare
 from afield.benchmark.grasp.manifest import Row
 from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.pictures import draw_causes
 from afield.benchmark.grasp.prepare import Bench
 from afield.benchmark.grasp.tables import confidence_markdown, evaluate, markdown
 from afield.capture.opengl import opengl_environment
@@ -54,6 +55,8 @@ class GraspBenchConfig:
     """Seed of scenes, fields and starts."""
     figure6: bool = False
     """Instead of the tables: how many pretraining scenes, with and without the demonstrated one."""
+    pictures: bool = False
+    """Draw a few trials of the first method for every cause of failure, into `failures` in the work folder."""
     calibrate: bool = False
     """Fit the probability of success to the trials of `attention` and write `confidence.json` into the work folder."""
 
@@ -97,6 +100,8 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
         "markdown": markdown(rows, records, config.methods) + (confidence_markdown(trust) if trust else ""),
     }
     write_json(bench.work / "result.json", result)
+    if config.pictures:
+        draw_causes(bench, rows, records, config.methods[0])
     return result
 
 
