@@ -5,6 +5,7 @@ Every function is a task of its own process: it takes names and paths, and skips
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -47,6 +48,10 @@ class Bench:
     extractor: str = "dinov2-s-embedded"
     seed: int = 0
 
+    def load_hand(self) -> Hand:
+        """The hand; compiled once per process."""
+        return _hand(self.hand)
+
     def manifest(self) -> Manifest:
         """Objects and rows."""
         return read_manifest(self.manifest_file, self.work)
@@ -62,6 +67,9 @@ class Bench:
     def trial_file(self, row: Row, trial: int, method: str) -> Path:
         """Where a trial's record is kept."""
         return self.work / "trials" / row.name / f"{trial:03d}_{method.replace(', ', '_').replace(' + ', '_')}.json"
+
+
+_hand = functools.cache(hand_by_name)
 
 
 def pretraining(row: Row) -> list[SceneSpec]:
@@ -103,7 +111,7 @@ def make_absent(bench: Bench, row: Row, trial: int) -> None:
         return
     spec = absent_scene(bench, row, trial)
     make_scene(bench, spec)
-    hand = hand_by_name(bench.hand)
+    hand = bench.load_hand()
     demonstration = load_demonstration(bench, row, hand)
     model = FieldModel.load(bench.field_folder(row, METHODS["attention"].field_name))
     scene = Scene.load(bench.scene_folder(spec) / "scene")
@@ -123,7 +131,7 @@ def make_demonstration(bench: Bench, name: str, part: str) -> None:
     """Find a stable grasp on an object's part, in the object's frame, unless one is shipped or was found before."""
     if demonstration_file(bench, name, part).is_file():
         return
-    objects, hand = bench.manifest().objects, hand_by_name(bench.hand)
+    objects, hand = bench.manifest().objects, bench.load_hand()
     world = upright_world(objects[name])
     found = synthesize_grasp(world, find_part(world, part), hand, SynthesisConfig(seed=bench.seed), progress=False)
     content = demonstration_content(found, world, hand, name, part)
@@ -207,7 +215,7 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
 
 def setting_of(bench: Bench, row: Row, trial: int) -> Setting:
     """What all methods of a trial share."""
-    hand, folder = hand_by_name(bench.hand), bench.scene_folder(trial_scene(bench, row, trial))
+    hand, folder = bench.load_hand(), bench.scene_folder(trial_scene(bench, row, trial))
     return Setting(
         row,
         load_demonstration(bench, row, hand),
