@@ -15,6 +15,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
+
+from afield.errors import AfieldError
 
 
 @runtime_checkable
@@ -45,6 +48,59 @@ class AffordanceField(Protocol):
     def flow(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n h 3"], Float[Tensor, "n h"]]:
         """f_act on surface points: displacements over the horizon H in canonical units, and visibilities (0 to 1)."""
         ...
+
+    def surface(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3"]]:
+        """`count` points evenly on the zero level in canonical units, and their unit normals."""
+        ...
+
+
+@torch.no_grad()
+def sample_surface(
+    field: AffordanceField, count: int, resolution: int, generator: torch.Generator | None = None
+) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3"]]:
+    """Points evenly on the zero level of a field: random ones of a thin band around it, moved onto it along the gradient.
+
+    A band of equal thickness has as much volume as the surface below it has area, so what is even in one is in the other.
+
+    Args:
+        field: whose surface.
+        count: how many points.
+        resolution: cells along each side of the cube in which the surface is looked for; the band is half a cell thick.
+        generator: of the points; none takes the global one.
+
+    Raises:
+        AfieldError: the signed distance has no zero level in the cube.
+    """
+    cell = 2.0 / resolution
+    axis = (torch.arange(resolution) + 0.5) * cell - 1.0
+    middles = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    close = torch.cat([field.sdf(part).abs() for part in middles.split(1 << 16)]) < 1.5 * cell
+    cells, found, missing = middles[close], [], count
+    for _ in range(100):
+        if missing <= 0 or not len(cells):
+            break
+        draws = 8 * missing + 64
+        start = cells[torch.randint(len(cells), (draws,), generator=generator)]
+        start = start + cell * (torch.rand(draws, 3, generator=generator) - 0.5)
+        start = start[_to_zero(field, start).norm(dim=-1) < 0.25 * cell]
+        end = start
+        for _ in range(4):
+            end = end + _to_zero(field, end)
+        ended = (_to_zero(field, end).norm(dim=-1) < 1e-3 * cell) & ((end - start).norm(dim=-1) < 0.5 * cell)
+        found.append(end[ended & (end.abs() <= 1.0).all(dim=-1)])
+        missing -= len(found[-1])
+    if missing > 0:
+        raise AfieldError("The affordance function has no surface within its cube; it was fitted to nothing.")
+    points = torch.cat(found)[:count]
+    return points, functional.normalize(field.normal(points), dim=-1)
+
+
+def _to_zero(field: AffordanceField, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """The step of Newton's method to the zero level."""
+    slope = field.normal(points)
+    return -(field.sdf(points) / slope.square().sum(dim=-1).clamp_min(1e-3))[:, None] * slope
 
 
 class PositionalEncoding(nn.Module):

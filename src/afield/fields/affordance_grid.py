@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from afield.fields.affordance import ActionHead
+from afield.fields.affordance import ActionHead, sample_surface
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,12 @@ class GridAffordance(nn.Module):
         """f_act; the latent of a grid is its surface normal."""
         normal = functional.normalize(self.normal(points), dim=-1)
         return self.action(points, normal, look_up(self.looks[4:], points))
+
+    def surface(
+        self, count: int, generator: torch.Generator | None = None
+    ) -> tuple[Float[Tensor, "k 3"], Float[Tensor, "k 3"]]:
+        """`count` points evenly on the zero level in canonical units, and their unit normals; see `sample_surface`."""
+        return sample_surface(self, count, self.distance.shape[0] - 1, generator)
 
     @torch.no_grad()
     def refine(self, resolution: int) -> None:
