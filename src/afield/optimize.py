@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EnergyFunction = Callable[[Float[Tensor, "s d"]], tuple[Float[Tensor, "s"], dict[str, Float[Tensor, "s"]]]]
@@ -123,3 +124,132 @@ def best_distinct(
         if candidate not in chosen:
             chosen.append(candidate)
     return torch.tensor(sorted(chosen, key=order.index), device=energy.device)
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A batch of energies with gradient and Gauss-Newton matrix: E(x + d) ~ cost + gradient d + d' matrix d / 2."""
+
+    cost: Float[Tensor, "s"]
+    gradient: Float[Tensor, "s p"]
+    matrix: Float[Tensor, "s p p"]
+    terms: Mapping[str, Float[Tensor, "s"]]
+
+    @classmethod
+    def zero(cls, count: int, parameters: int) -> Quadratic:
+        """Nothing yet."""
+        return cls(torch.zeros(count), torch.zeros(count, parameters), torch.zeros(count, parameters, parameters), {})
+
+    @classmethod
+    def of(
+        cls, residual: Float[Tensor, "s n c"], slope: Float[Tensor, "s n c 3"], jacobian: Float[Tensor, "s n 3 p"]
+    ) -> Quadratic:
+        """Huber energy (threshold 1) of n points' residual vectors, averaged over the points.
+
+        Args:
+            residual: of unit width.
+            slope: its derivative with respect to the point.
+            jacobian: derivative of the point with respect to the parameters.
+        """
+        count = residual.shape[1]
+        size = residual.norm(dim=-1)
+        weight = (1.0 / size.clamp_min(1.0)) / count
+        cost = torch.where(size <= 1.0, 0.5 * size.square(), size - 0.5).mean(dim=-1)
+        metric = torch.einsum("snca,sncb,sn->snab", slope, slope, weight)
+        pull = torch.einsum("snca,snc,sn->sna", slope, residual, weight)
+        matrix = torch.einsum("snap,snab,snbq->spq", jacobian, metric, jacobian)
+        return cls(cost, torch.einsum("snap,sna->sp", jacobian, pull), matrix, {})
+
+    @classmethod
+    def plain(cls, residual: Float[Tensor, "s r"], jacobian: Float[Tensor, "s r p"]) -> Quadratic:
+        """Half the squared residuals."""
+        return cls(
+            0.5 * residual.square().sum(dim=-1),
+            torch.einsum("srp,sr->sp", jacobian, residual),
+            torch.einsum("srp,srq->spq", jacobian, jacobian),
+            {},
+        )
+
+    def plus(self, name: str, other: Quadratic) -> Quadratic:
+        """The sum; the other one's cost is remembered under its name."""
+        return Quadratic(
+            self.cost + other.cost,
+            self.gradient + other.gradient,
+            self.matrix + other.matrix,
+            {**self.terms, name: other.cost},
+        )
+
+
+class Manifold(Protocol):
+    """A batch of configurations that can be moved along a tangent."""
+
+    def retract(self, step: Float[Tensor, "s p"]) -> Self:
+        """The configurations after a step."""
+        ...
+
+    def where(self, keep: Bool[Tensor, "s"], other: Self) -> Self:
+        """This one where `keep`, else the other."""
+        ...
+
+
+State = TypeVar("State", bound=Manifold)
+
+
+@dataclass(frozen=True)
+class LevenbergMarquardtConfig:
+    """Damped Gauss-Newton."""
+
+    steps: int = 30
+    """Trial steps, accepted or not."""
+    damping: float = 1e-2
+    """First damping, relative to the diagonal of the Gauss-Newton matrix."""
+
+
+@dataclass(frozen=True)
+class Solved(Generic[State]):
+    """Where a batch ended."""
+
+    state: State
+    quadratic: Quadratic
+
+
+def minimize_lm(
+    problem: Callable[[State], Quadratic],
+    start: State,
+    config: LevenbergMarquardtConfig,
+    basis: Float[Tensor, "p q"] | None = None,
+) -> Solved[State]:
+    """Levenberg-Marquardt on a batch of configurations; each has its own damping.
+
+    Args:
+        problem: cost and quadratic model at a batch of configurations.
+        start: where to begin.
+        config: steps and damping.
+        basis: directions in which the configurations may move; all if None.
+    """
+    state, here = start, problem(start)
+    damping = torch.full_like(here.cost, config.damping)
+    for _ in range(config.steps):
+        gradient, matrix = here.gradient, here.matrix
+        if basis is not None:
+            gradient, matrix = gradient @ basis, basis.T @ matrix @ basis
+        diagonal = matrix.diagonal(dim1=-2, dim2=-1).clamp_min(1e-9)
+        damped = matrix + torch.diag_embed(damping[:, None] * diagonal + 1e-9)
+        step = -torch.linalg.solve(damped, gradient[..., None])[..., 0]
+        if basis is not None:
+            step = step @ basis.T
+        trial = state.retract(step)
+        there = problem(trial)
+        better = there.cost < here.cost
+        state, here = trial.where(better, state), _choose(better, there, here)
+        damping = torch.where(better, damping / 4, damping * 5).clamp(1e-7, 1e7)
+    return Solved(state, here)
+
+
+def _choose(keep: Bool[Tensor, "s"], a: Quadratic, b: Quadratic) -> Quadratic:
+    return Quadratic(
+        torch.where(keep, a.cost, b.cost),
+        torch.where(keep[:, None], a.gradient, b.gradient),
+        torch.where(keep[:, None, None], a.matrix, b.matrix),
+        {name: torch.where(keep, a.terms[name], b.terms[name]) for name in a.terms},
+    )

@@ -1,0 +1,148 @@
+"""A skill: the affordance function of one demonstrated object, with the words that go with it, as a folder on disk.
+
+SKILL/
+  skill/           the function's tensors, its frame, how pictures are described, the narration
+  picture.png      the object before it was touched
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+from afield.artifacts import load_artifact, write_artifact_files, write_folder
+from afield.errors import AfieldError
+from afield.fields.affordance import AffordanceField
+from afield.fields.affordance_grid import GridAffordance, GridConfig
+
+CONTACT = 0.5
+"""Probability above which a surface point counts as touched."""
+CONTACT_SHARE = 0.02
+"""Where no point is that probable: this share of the surface, the most probable."""
+
+
+@dataclass(frozen=True)
+class DescriptorBasis:
+    """How a picture becomes descriptors: an extractor's unit tokens, projected onto principal components of the object."""
+
+    extractor: str
+    """Name of the image feature extractor."""
+    mean: Float[Tensor, "c"]
+    basis: Float[Tensor, "c d"]
+
+    def project(self, tokens: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
+        """Descriptors of tokens."""
+        return (functional.normalize(tokens, dim=-1) - self.mean) @ self.basis
+
+
+@dataclass(frozen=True)
+class Skill:
+    """What was shown once: an affordance function F, the frame it lives in, and the sentence that names it."""
+
+    name: str
+    narration: str
+    """What was done, for instance "open the microwave"."""
+    field: AffordanceField
+    center: Float[Tensor, "3"]
+    """Origin of the canonical frame in the frame of the pictures, in metres; its axes are parallel, +Z is up."""
+    scale: float
+    """Metres per canonical unit."""
+    basis: DescriptorBasis
+    floor: float | None = None
+    """Canonical height of what the object stood on; None where it did not stand."""
+    mode: str = "grasp"
+    """How it is touched: "grasp", or "push" with closed fingers."""
+    picture: UInt8[np.ndarray, "h w 3"] | None = None
+    """The object before it was touched, RGB."""
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def contact_points(self, count: int = 8000, seed: int = 0) -> Float[Tensor, "k 3"]:
+        """Q_c: canonical surface points where the object is touched."""
+        points, _ = self.field.surface(count, torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            probability = self.field.appearance(points)[2]
+        chosen = probability > CONTACT
+        if int(chosen.sum()) < 4:
+            chosen = torch.zeros_like(chosen)
+            chosen[probability.topk(round(CONTACT_SHARE * len(points))).indices] = True
+        return points[chosen]
+
+    def save(self, folder: Path) -> None:
+        """Write the folder, as a whole or not at all."""
+        write_folder(folder, self.write_files)
+
+    def write_files(self, folder: Path) -> None:
+        """Write the files into an existing folder; for use inside `write_folder`."""
+        state = {f"field.{name}": tensor for name, tensor in _module(self.field).state_dict().items()}
+        tensors = {**state, "center": self.center, "basis.mean": self.basis.mean, "basis.basis": self.basis.basis}
+        header = {
+            "name": self.name,
+            "narration": self.narration,
+            "backend": self.field.backend,
+            "config": asdict(self.field.config),
+            "sharpness": float(self.field.sharpness),
+            "scale": self.scale,
+            "floor": self.floor,
+            "mode": self.mode,
+            "extractor": self.basis.extractor,
+            "provenance": dict(self.provenance),
+        }
+        write_artifact_files(folder / "skill", "skill", tensors, header)
+        if self.picture is not None:
+            cv2.imwrite(str(folder / "picture.png"), self.picture[..., ::-1])
+
+    @classmethod
+    def load(cls, folder: Path) -> Skill:
+        """Read a skill.
+
+        Raises:
+            AfieldError: there is none, or it is damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise AfieldError(f"There is no skill in {folder}; make one with `afield distill` or `afield fit`.")
+        required = ("center", "basis.mean", "basis.basis")
+        keys = ("name", "narration", "backend", "config", "scale", "extractor")
+        tensors, header = load_artifact(folder / "skill", "skill", required, keys)
+        state = {name.removeprefix("field."): t for name, t in tensors.items() if name.startswith("field.")}
+        picture = cv2.imread(str(folder / "picture.png"))
+        return cls(
+            name=header["name"],
+            narration=header["narration"],
+            field=_field(header, state, folder),
+            center=tensors["center"],
+            scale=float(header["scale"]),
+            basis=DescriptorBasis(header["extractor"], tensors["basis.mean"], tensors["basis.basis"]),
+            floor=header.get("floor"),
+            mode=header.get("mode", "grasp"),
+            picture=None if picture is None else np.ascontiguousarray(picture[..., ::-1]),
+            provenance=header.get("provenance", {}),
+        )
+
+
+def _module(function: AffordanceField) -> torch.nn.Module:
+    assert isinstance(function, torch.nn.Module), "both backends are modules"
+    return function
+
+
+def _field(header: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> AffordanceField:
+    """Build the backend that the header names and fill it."""
+    if header["backend"] != "grid":
+        raise AfieldError(f"{folder} holds a function of the backend '{header['backend']}'; this release reads grid.")
+    try:
+        config = GridConfig(**{**header["config"], "resolution": state["distance"].shape[0]})
+        function = GridAffordance(config)
+        function.load_state_dict(dict(state))
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise AfieldError(f"The tensors in {folder} do not fit its configuration: {error}") from error
+    function.sharpness = torch.tensor(float(header.get("sharpness", config.sharpness)))
+    return function.requires_grad_(False)
