@@ -213,11 +213,13 @@ def add_furniture(spec: mujoco.MjSpec, furniture: Furniture | PlacedFurniture, n
     part = body.add_body(name=f"{name}_{PART}", pos=point)
     # Door and frame touch without pressing; MuJoCo would let them rub, because a fixed parent does not count as one.
     spec.add_exclude(bodyname1=body.name, bodyname2=part.name)
+    # A spec counts angles in degrees unless told otherwise.
+    unit = 180.0 / math.pi if spec.compiler.degree and not item.slides else 1.0
     joint = part.add_joint(
         name=f"{name}_{JOINT}",
         type=mujoco.mjtJoint.mjJNT_SLIDE if item.slides else mujoco.mjtJoint.mjJNT_HINGE,
         axis=axis,
-        range=[0.0, 1.3 * item.travel],
+        range=[0.0, 1.3 * item.travel * unit],
     )
     joint.limited, joint.armature = True, 0.01
     joint.frictionloss = {"drawer": 5.0, "laptop": 0.3}.get(item.kind, 1.0)
@@ -265,7 +267,8 @@ def _add_part(spec: mujoco.MjSpec, part: mujoco.MjsBody, item: Furniture, name: 
         box((-x, -y, z), (x, y, z + LID), front, "door")
         box(center - half, center + half, grip, HANDLE)
         return
-    box((-x, -y - wall, item.plinth), (right, -y, z), front, "door")
+    # A real door hangs a little above the floor; one that touches the table would rub on it.
+    box((-x, -y - wall, max(item.plinth, 0.003)), (right, -y, z), front, "door")
     if item.kind in ("microwave", "oven"):
         glass = add_material(spec, f"{name}_glass", (0.08, 0.09, 0.11), item.seed + 3)
         margin = 0.16 * z
