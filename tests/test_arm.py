@@ -116,7 +116,7 @@ def test_bases_and_descriptions(hand: Hand, tmp_path: Path) -> None:
     moved = read_arm("ur10e", (1.3, 0.3, 0.0, math.pi))
     assert moved.position == (1.3, 0.3, 0.0)
     assert ArmWithHand(moved, hand, 0.0).reach(beta).reachable
-    with pytest.raises(AfieldError, match="panda, ur10e"):
+    with pytest.raises(AfieldError, match="panda, panda_menagerie, ur10e"):
         read_arm("ur99")
     (tmp_path / "arm.json").write_text(json.dumps({"name": "x", "file": "x.xml"}))
     with pytest.raises(AfieldError, match="incomplete"):

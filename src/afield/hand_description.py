@@ -102,7 +102,7 @@ def resolve_file(description: HandDescription) -> Path:
 
 
 def resolve_package_file(file: str, folder: Path, who: str, install: str | None) -> Path:
-    """A file beside its description, or "package:" and a path in an installed package, which is located, not imported.
+    """A file beside its description, or "package:" and a path (a folder too) in an installed package, which is not imported.
 
     Args:
         file: as the description says it.
@@ -123,7 +123,7 @@ def resolve_package_file(file: str, folder: Path, who: str, install: str | None)
         command = install or f"pip install {package.replace('_', '-')}"
         raise AfieldError(f"{who} needs the package '{package}': {command}")
     for location in found.submodule_search_locations:
-        if (Path(location) / inner).is_file():
+        if (Path(location) / inner).exists():
             return Path(location) / inner
     raise AfieldError(
         f"{who} names '{inner}' in the package '{package}', but the installed release has no such file; install another "

@@ -113,11 +113,24 @@ def _photograph(
     mujoco.mj_forward(model, data)
     color = np.clip(np.round(total / len(lamps)), 0, 255).astype(np.uint8)
     renderer.update_scene(data, f"camera{index}", option)
+    depth, geoms = measure(renderer, model)
+    return color, depth, bodies_of(model, geoms)
+
+
+def measure(
+    renderer: mujoco.Renderer, model: mujoco.MjModel
+) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """Depth in meters (0 where nothing is) and the geom of every pixel (-1 on none) of the scene that was updated last."""
     renderer.enable_depth_rendering()
     depth = renderer.render().copy()
     renderer.disable_depth_rendering()
     renderer.enable_segmentation_rendering()
     geoms = renderer.render()[..., 0].copy()
     renderer.disable_segmentation_rendering()
-    bodies = np.where(geoms >= 0, model.geom_bodyid[np.maximum(geoms, 0)], -1)
-    return color, np.where(depth < model.vis.map.zfar * 0.99, depth, 0).astype(np.float32), bodies
+    seen = (geoms >= 0) & (depth < model.vis.map.zfar * model.stat.extent * 0.99)
+    return np.where(seen, depth, 0).astype(np.float32), geoms
+
+
+def bodies_of(model: mujoco.MjModel, geoms: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:
+    """The body of every pixel, -1 on none."""
+    return np.where(geoms >= 0, model.geom_bodyid[np.maximum(geoms, 0)], -1)

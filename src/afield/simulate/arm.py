@@ -44,6 +44,16 @@ class ArmDescription:
     """Orientation of the base in the world."""
     home: Mapping[str, float]
     """Joint angles in radians from which the search begins."""
+    meshes: Path | None = None
+    """Folder of the file's meshes, where they lie in a wheel."""
+
+    def spec(self) -> mujoco.MjSpec:
+        """The arm by itself, ready to be attached; its keyframes and actuators are left out.
+
+        Raises:
+            AfieldError: MuJoCo cannot read the file.
+        """
+        return read_spec(self.file, self.meshes, f"the arm '{self.name}'")
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,38 @@ class Reach:
         return asdict(self)
 
 
+def read_spec(file: Path, meshes: Path | None, who: str) -> mujoco.MjSpec:
+    """A robot's file, without keyframes and actuators.
+
+    Args:
+        file: MJCF or URDF.
+        meshes: where its meshes lie, if not where the file says.
+        who: for the sentence of an error.
+    """
+    try:
+        spec = mujoco.MjSpec.from_file(str(file))
+    except (ValueError, OSError) as error:
+        raise AfieldError(f"MuJoCo cannot read {who}: {' '.join(str(error).split())}") from error
+    if meshes is not None:
+        spec.meshdir = str(meshes)
+    for entry in [*spec.keys, *spec.actuators]:
+        spec.delete(entry)
+    return spec
+
+
+def description_of(name: str) -> tuple[dict[str, Any], Path]:
+    """The content and the path of an arm's description, by its name or path.
+
+    Raises:
+        AfieldError: unknown name.
+    """
+    path = Path(name) if Path(name).suffix == ".json" else ARMS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(entry.stem for entry in ARMS.glob("*.json")))
+        raise AfieldError(f"There is no arm '{name}'; choose one of {known}, or give the path of a description.")
+    return read_json(path), path
+
+
 def read_arm(name: str, base: Sequence[float] | None = None) -> ArmDescription:
     """An arm by the name of a shipped description, or by the path of one.
 
@@ -106,19 +148,18 @@ def read_arm(name: str, base: Sequence[float] | None = None) -> ArmDescription:
     Raises:
         AfieldError: unknown name, missing entry, or a file that is not there.
     """
-    path = Path(name) if Path(name).suffix == ".json" else ARMS / f"{name}.json"
-    if not path.is_file():
-        known = ", ".join(sorted(entry.stem for entry in ARMS.glob("*.json")))
-        raise AfieldError(f"There is no arm '{name}'; choose one of {known}, or give the path of a description.")
-    content = read_json(path)
+    content, path = description_of(name)
     try:
         position = tuple(float(x) for x in content["base"]["position"])
         quat = tuple(float(x) for x in content["base"]["quat_wxyz"])
         home = {str(key): float(value) for key, value in content.get("home", {}).items()}
         file = resolve_package_file(str(content["file"]), path.parent, f"The arm '{name}'", content.get("install"))
+        meshes = content.get("meshes")
+        if meshes is not None:
+            meshes = resolve_package_file(str(meshes), path.parent, f"The arm '{name}'", content.get("install"))
         if len(position) != 3 or len(quat) != 4:
             raise ValueError("'base' must have a 'position' of 3 and a 'quat_wxyz' of 4 numbers")
-        arm = ArmDescription(str(content["name"]), file, str(content["flange"]), position, quat, home)
+        arm = ArmDescription(str(content["name"]), file, str(content["flange"]), position, quat, home, meshes)
     except (KeyError, TypeError, ValueError) as error:
         raise AfieldError(f"The arm description {path} is incomplete or wrong: {error}.") from error
     if base is None:
@@ -148,9 +189,7 @@ class ArmWithHand:
         spec = mujoco.MjSpec()
         frame = spec.worldbody.add_frame(pos=self.arm.position, quat=self.arm.quat_wxyz)
         try:
-            child = mujoco.MjSpec.from_file(str(self.arm.file))
-            for keyframe in list(child.keys):
-                keyframe.delete()
+            child = self.arm.spec()
             site = child.site(self.arm.flange)
             if site is None:
                 body = child.body(self.arm.flange)

@@ -225,14 +225,19 @@ def carrier_pose(hand: Hand, beta: Float[Tensor, "d"]) -> Float[np.ndarray, "7"]
     return torch.cat((root[:3, 3], matrix_to_quat_wxyz(root[:3, :3]))).numpy()
 
 
+def add_sky(spec: mujoco.MjSpec) -> None:
+    """A bright background for pictures."""
+    sky = spec.add_texture(name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX)
+    sky.builtin, sky.width, sky.height = mujoco.mjtBuiltin.mjBUILTIN_GRADIENT, 64, 64
+    sky.rgb1, sky.rgb2 = [0.93, 0.95, 0.97], [0.72, 0.77, 0.82]
+
+
 def _add_room(spec: mujoco.MjSpec, world: World) -> None:
     """Sky, lamp, and a table that reaches 0.5 m beyond the objects, wherever the world's origin is."""
     places = np.array([thing.T_world_object[:2, 3] for thing in world.objects])
     low, high = places.min(axis=0) - 0.5, places.max(axis=0) + 0.5
     (x, y), half, height = (low + high) / 2, (high - low) / 2, world.table_height
-    sky = spec.add_texture(name="sky", type=mujoco.mjtTexture.mjTEXTURE_SKYBOX)
-    sky.builtin, sky.width, sky.height = mujoco.mjtBuiltin.mjBUILTIN_GRADIENT, 64, 64
-    sky.rgb1, sky.rgb2 = [0.93, 0.95, 0.97], [0.72, 0.77, 0.82]
+    add_sky(spec)
     table = spec.worldbody.add_geom(name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[*half, 0.02])
     table.pos, table.rgba, table.friction = [x, y, height - 0.02], [0.72, 0.66, 0.58, 1], [1.0, 0.005, 0.0001]
     spec.worldbody.add_light(
