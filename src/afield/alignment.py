@@ -18,14 +18,15 @@ from torch.nn import functional
 from afield.fields.volume import Volume
 from afield.geometry import rotation_about_axis
 from afield.optimize import LevenbergMarquardtConfig, Quadratic, minimize_lm
+from afield.target import Target
 
 
 @dataclass(frozen=True)
 class Similarity:
     """A batch of maps from the world to the canonical frame: x_o = sign * exp(log_scale) * (R (x - pivot)) + t.
 
-    The three scales are equal for a member of SIM(3), as in the paper; a box that is wider but not higher than the demonstrated one
-    needs one for each axis. `sign` is (-1, 1, 1) for a mirrored function: a door with its hinge on the other side.
+    The three scales are equal for a member of SIM(3), as in the paper; a box that is wider but not higher than the demonstrated
+    one needs one for each axis. `sign` is (-1, 1, 1) for a mirrored function: a door with its hinge on the other side.
     """
 
     rotation: Float[Tensor, "s 3 3"]
@@ -94,28 +95,6 @@ class Similarity:
             rotation=torch.where(keep[:, None, None], self.rotation, other.rotation),
             translation=torch.where(keep[:, None], self.translation, other.translation),
             log_scale=torch.where(keep[:, None], self.log_scale, other.log_scale),
-        )
-
-
-@dataclass(frozen=True)
-class Target:
-    """What the robot sees of one object, in the world frame (+Z up)."""
-
-    points: Float[Tensor, "n 3"]
-    """On its visible surface, in metres."""
-    descriptors: Float[Tensor, "n d"]
-    """In the skill's descriptor basis."""
-    free: Float[Tensor, "m 3"]
-    """Points known to be empty: in front of what the camera saw."""
-    eye: Float[Tensor, "3"]
-    """Where the camera is."""
-    table: float | None = None
-    """Height of what the object stands on; None if it does not stand, or nobody knows."""
-
-    def thinned(self, count: int) -> Target:
-        """With `count` of its points (they are in random order) and as many of the empty ones."""
-        return replace(
-            self, points=self.points[:count], descriptors=self.descriptors[:count], free=self.free[: count]
         )
 
 
@@ -233,9 +212,7 @@ class Problem:
             ("surface", Quadratic.of(value[..., :1] / weights.surface, slope[..., :1, :] / weights.surface, jacobian))
         ]
         difference = (value[..., 1 : channels - 1] - self.target.descriptors) / weights.feature
-        parts.append(
-            ("feature", Quadratic.of(difference, slope[..., 1 : channels - 1, :] / weights.feature, jacobian))
-        )
+        parts.append(("feature", Quadratic.of(difference, slope[..., 1 : channels - 1, :] / weights.feature, jacobian)))
         empty, way = self.volume.look_up(state.apply(self.target.free))
         deep = empty[..., :1].clamp_max(0.0) / weights.free
         slope = way[..., :1, :] * (deep < 0).unsqueeze(-1) / weights.free
@@ -266,7 +243,9 @@ class Problem:
         own = state.log_scale + math.log(self.scale)
         mean = torch.full((count, 1, 3), 1 / 3)
         jacobian = torch.cat((torch.zeros(count, 1, 6), mean), dim=-1)
-        parts.append(("scale", Quadratic.plain(own.mean(dim=-1, keepdim=True) / weights.scale, jacobian / weights.scale)))
+        parts.append(
+            ("scale", Quadratic.plain(own.mean(dim=-1, keepdim=True) / weights.scale, jacobian / weights.scale))
+        )
         if weights.stretch > 0:
             apart = own - own.mean(dim=-1, keepdim=True)
             jacobian = torch.cat((torch.zeros(count, 3, 6), (torch.eye(3) - 1 / 3).expand(count, 3, 3)), dim=-1)
@@ -311,7 +290,9 @@ def like_contact(volume: Volume, target: Target, share: float = 0.03) -> Float[T
     """Seen points whose descriptors are most like those of the contact region (cosine)."""
     touched = volume.descriptors[volume.contact >= volume.contact.topk(max(4, len(volume.contact) // 50)).values[-1]]
     wanted = functional.normalize(touched, dim=-1)
-    found = (functional.normalize(target.descriptors, dim=-1) @ wanted.T).topk(min(3, len(wanted)), dim=-1).values.mean(-1)
+    found = (
+        (functional.normalize(target.descriptors, dim=-1) @ wanted.T).topk(min(3, len(wanted)), dim=-1).values.mean(-1)
+    )
     return target.points[found.topk(max(4, round(share * len(found)))).indices]
 
 

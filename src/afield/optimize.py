@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -180,14 +180,15 @@ class Quadratic:
         )
 
 
+@runtime_checkable
 class Manifold(Protocol):
     """A batch of configurations that can be moved along a tangent."""
 
-    def retract(self, step: Float[Tensor, "s p"]) -> Self:
+    def retract(self, step: Float[Tensor, "s p"]) -> Any:
         """The configurations after a step."""
         ...
 
-    def where(self, keep: Bool[Tensor, "s"], other: Self) -> Self:
+    def where(self, keep: Bool[Tensor, "s"], other: Any) -> Any:
         """This one where `keep`, else the other."""
         ...
 

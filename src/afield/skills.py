@@ -7,8 +7,9 @@ SKILL/
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Skill:
     """How it is touched: "grasp", or "push" with closed fingers."""
     picture: UInt8[np.ndarray, "h w 3"] | None = None
     """The object before it was touched, RGB."""
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def contact_points(self, count: int = 8000, seed: int = 0) -> Float[Tensor, "k 3"]:
         """Q_c: canonical surface points where the object is touched."""
@@ -88,7 +89,7 @@ class Skill:
             "name": self.name,
             "narration": self.narration,
             "backend": self.field.backend,
-            "config": asdict(self.field.config),
+            "config": asdict(getattr(self.field, "config")),  # noqa: B009
             "sharpness": float(self.field.sharpness),
             "scale": self.scale,
             "floor": self.floor,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from afield.artifacts import read_json
-from afield.capture.furniture import _add_camera, _speckles
+from afield.capture.furniture import Furniture, add_camera, add_furniture
+from afield.capture.furniture_model import add_material
+from afield.capture.rendered import bodies_of, measure
 from afield.errors import AfieldError
 from afield.geometry import look_at
 from afield.observation import Camera, Observation, View
@@ -38,11 +42,13 @@ class ArticulatedObject:
     name: str
     kind: str
     """What it is an instance of: microwave, cabinet, drawer, laptop, ..."""
-    files: tuple[str, ...]
-    """One MJCF file, or several include files that make one up, relative to the root."""
     joint: str
     travel: float
     """How far the joint goes in a demonstration, in radians or metres; negative joints open towards negative values."""
+    files: tuple[str, ...] = ()
+    """One MJCF file, or two include files with assets and body, relative to the root."""
+    furniture: Mapping[str, Any] | None = None
+    """Instead of files: an instance of Afield's own furniture (see `Furniture`)."""
     handle: tuple[str, ...] = ("capsule", "cylinder")
     """What is taken hold of: types or names of visible geoms, or of their meshes, on the moving body."""
     root: str = "."
@@ -68,7 +74,10 @@ class ArticulatedObject:
         Raises:
             AfieldError: it is not there.
         """
-        package, _, inner = self.root.rpartition(":")
+        root = os.path.expandvars(self.root)
+        if "$" in root:
+            raise AfieldError(f"'{self.name}' lies under {self.root}; set that variable to where its files are.")
+        package, _, inner = root.rpartition(":")
         if not package:
             found = (self.folder / inner).resolve()
         else:
@@ -95,7 +104,9 @@ def read_objects(manifest: Path) -> dict[str, ArticulatedObject]:
         strange = sorted(set(entry) - known)
         if strange:
             raise AfieldError(f"{manifest}: '{name}' has the unknown key '{strange[0]}'; known are {sorted(known)}.")
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        lists: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()
+        }
         try:
             found[name] = ArticulatedObject(name=name, folder=Path(manifest).parent, **lists)
         except TypeError as error:
@@ -194,9 +205,11 @@ def _compile(
     if cameras:
         spec.visual.global_.offwidth, spec.visual.global_.offheight = cameras[0].width, cameras[0].height
     for index, camera in enumerate(cameras):
-        _add_camera(spec, camera, f"camera{index}")
+        add_camera(spec, camera, f"camera{index}")
     try:
-        model = spec.compile()
+        with warnings.catch_warnings():  # a file's own solver settings give way to the world's; that is as it should be
+            warnings.simplefilter("ignore")
+            model = spec.compile()
     except ValueError as error:
         raise AfieldError(f"MuJoCo cannot compile '{item.name}': {' '.join(str(error).split())}") from error
     data = mujoco.MjData(model)
@@ -206,6 +219,12 @@ def _compile(
 
 
 def _load(item: ArticulatedObject) -> mujoco.MjSpec:
+    if item.furniture is not None:
+        child = mujoco.MjSpec()
+        add_furniture(child, Furniture(**item.furniture))
+        return child
+    if not item.files:
+        raise AfieldError(f"'{item.name}' has neither files nor furniture.")
     root = item.path
     missing = [file for file in item.files if not (root / file).is_file()]
     if missing:
@@ -257,7 +276,7 @@ def _room() -> mujoco.MjSpec:
 
 
 def _table(spec: mujoco.MjSpec) -> None:
-    wood = _speckles(spec, "table", (0.62, 0.48, 0.34), 7)
+    wood = add_material(spec, "table", (0.62, 0.48, 0.34), 7)
     table = spec.worldbody.add_geom(
         name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[1.2, 1.2, 0.02], pos=[0, 0, -0.02]
     )
@@ -350,37 +369,37 @@ def ring(placed: Placed, count: int, resolution: int, *, elevation: float = 25.0
     return cameras
 
 
-def photograph_object(
-    item: ArticulatedObject, cameras: list[Camera] | int, *, opened: float = 0.0, scale: float = 1.0
-) -> tuple[Observation, list[Bool[np.ndarray, "h w"]]]:
-    """Pictures with depth and masks, and where the handle is seen.
+@dataclass(frozen=True)
+class Photographs:
+    """Pictures of an object, and what only its maker knows of them."""
+
+    observation: Observation
+    handle: list[Bool[np.ndarray, "h w"]]
+    """Where the handle is seen, for every view."""
+    moving: list[Bool[np.ndarray, "h w"]]
+    """Where the moving part is seen."""
+
+
+def photograph_object(placed: Placed, cameras: Sequence[Camera], *, opened: float = 0.0) -> Photographs:
+    """Pictures with depth and masks.
 
     Args:
-        item: what is shown.
-        cameras: all of one size; a number makes a ring of pictures of 160 pixels.
+        placed: compiled with these cameras.
+        cameras: all of one size.
         opened: how far the joint is open.
-        scale: on top of the object's own.
     """
-    if isinstance(cameras, int):
-        cameras = ring(place(item, scale=scale), cameras, 160)
-    placed = place(item, scale=scale, cameras=cameras)
     placed.set(opened)
-    model, data = placed.model, placed.data
-    option = mujoco.MjvOption()
-    option.geomgroup[:] = [int(group < item.visible_groups) for group in range(6)]
-    views, handles = [], []
+    model, option = placed.model, mujoco.MjvOption()
+    option.geomgroup[:] = [int(group < placed.item.visible_groups) for group in range(6)]
+    views, handles, moving = [], [], []
     with mujoco.Renderer(model, cameras[0].height, cameras[0].width) as renderer:
         for index, camera in enumerate(cameras):
-            renderer.update_scene(data, f"camera{index}", option)
+            renderer.update_scene(placed.data, f"camera{index}", option)
             color = renderer.render().copy()
-            renderer.enable_depth_rendering()
-            depth = renderer.render().copy()
-            renderer.disable_depth_rendering()
-            renderer.enable_segmentation_rendering()
-            geoms = renderer.render()[..., 0].copy()
-            renderer.disable_segmentation_rendering()
-            bodies = np.where(geoms >= 0, model.geom_bodyid[np.maximum(geoms, 0)], -1)
-            depth = np.where((geoms >= 0) & (depth < 20.0), depth, 0.0).astype(np.float32)
+            depth, geoms = measure(renderer, model)
+            bodies = bodies_of(model, geoms)
             views.append(View(f"camera{index}", camera, color, depth, np.isin(bodies, placed.own)))
             handles.append(np.isin(geoms, placed.handle))
-    return Observation(tuple(views), name=item.name), handles
+            moving.append(np.isin(bodies, placed.moving))
+    placed.set(0.0)
+    return Photographs(Observation(tuple(views), name=placed.item.name), handles, moving)

@@ -138,7 +138,7 @@ def _photograph(
     spec.visual.global_.offwidth, spec.visual.global_.offheight = cameras[0].width, cameras[0].height
     add_kitchen(spec, placed)
     for index, camera in enumerate(cameras):
-        _add_camera(spec, camera, f"camera{index}")
+        add_camera(spec, camera, f"camera{index}")
     model = spec.compile()
     data = mujoco.MjData(model)
     data.joint(f"{BODY}_{JOINT}").qpos[0] = placed.opened
@@ -178,7 +178,7 @@ def add_kitchen(spec: mujoco.MjSpec, placed: PlacedFurniture, *, half: float = 0
     add_furniture(spec, placed)
 
 
-def _add_camera(spec: mujoco.MjSpec, camera: Camera, name: str) -> None:
+def add_camera(spec: mujoco.MjSpec, camera: Camera, name: str) -> None:
     """MuJoCo's cameras look along -z with y up."""
     rotation = camera.T_world_camera[:3, :3].double() @ torch.diag(torch.tensor([1.0, -1.0, -1.0])).double()
     quat = np.zeros(4)

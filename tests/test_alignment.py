@@ -1,0 +1,170 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from skill_samples import ANGLE, HINGE, KNOB, BoxWithKnob, box_skill, seen_box, somewhere
+
+from afield.alignment import AlignConfig, Problem, Similarity, Weights, align, first_guesses
+from afield.alignment_adam import AdamAlignConfig, align_adam, rank_views
+from afield.fields.volume import Volume
+from afield.geometry import rotation_about_axis
+from afield.optimize import LevenbergMarquardtConfig, minimize_lm
+from afield.transfer_skill import transfer_skill
+
+ONE = torch.tensor([0])
+
+
+@pytest.fixture(scope="module")
+def volume() -> Volume:
+    return Volume.bake(BoxWithKnob(), size=48)
+
+
+def _some(count: int = 3, seed: int = 0, *, mirror: bool = False) -> Similarity:
+    spread = torch.Generator().manual_seed(seed)
+    axis = torch.nn.functional.normalize(torch.randn(count, 3, generator=spread), dim=-1)
+    sign = torch.ones(count, 3)
+    if mirror:
+        sign[:, 0] = -1.0
+    return Similarity(
+        rotation_about_axis(axis, torch.rand(count, generator=spread)),
+        0.2 * torch.randn(count, 3, generator=spread),
+        1.5 + 0.2 * torch.randn(count, 3, generator=spread),
+        sign,
+        torch.tensor([0.1, 0.2, 0.3]),
+    )
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_similarities_invert_and_their_derivative_is_right(mirror: bool) -> None:
+    state = _some(mirror=mirror)
+    points = torch.randn(7, 3)
+    torch.testing.assert_close(state.invert(state.apply(points)), points.expand(3, 7, 3), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        state.apply(points) - state.apply(torch.zeros(1, 3)), points @ state.linear().mT, atol=1e-4, rtol=1e-4
+    )
+    double = Similarity(
+        *(getattr(state, n).double() for n in ("rotation", "translation", "log_scale", "sign", "pivot"))
+    )
+    wanted = double.derivative(points.double())
+    step = 1e-6 * torch.eye(9, dtype=torch.float64)
+    for index in range(9):
+        ahead, behind = (double.retract((sign * step[index]).expand(3, 9)).apply(points.double()) for sign in (1, -1))
+        torch.testing.assert_close(wanted[..., index], (ahead - behind) / 2e-6, atol=1e-5, rtol=1e-4)
+
+
+def test_a_volume_gives_the_values_and_slopes_of_its_function(volume: Volume) -> None:
+    function = BoxWithKnob()
+    points = torch.rand(500, 3) * 2.6 - 1.3
+    values, slopes = volume.look_up(points)
+    assert float((values[:, 0] - function.sdf(points)).abs().max()) < 0.03
+    step = 1e-3
+    inside = ((points + 1.5) / 3 * 47 % 1 - 0.5).abs().amax(dim=-1) < 0.45  # away from the cells' faces
+    for axis in range(3):
+        move = torch.zeros(3)
+        move[axis] = step
+        difference = (volume.look_up(points + move)[0] - volume.look_up(points - move)[0]) / (2 * step)
+        torch.testing.assert_close(slopes[inside][..., axis], difference[inside], atol=2e-2, rtol=2e-2)
+    far = torch.tensor([[3.0, 0.0, 0.0]])
+    assert float(volume.look_up(far)[0][0, 0]) == pytest.approx(
+        1.5 + float(volume.look_up(far.clamp(-1.5, 1.5))[0][0, 0])
+    )
+
+
+def test_the_gradient_of_the_energy_is_that_of_finite_differences(volume: Volume) -> None:
+    target = seen_box(BoxWithKnob(), somewhere(0.3), torch.tensor([0.2, 0.2, 0.2]), count=200)
+    problem = Problem(volume, target, Weights(), 0.2, -0.5, box_skill().contact_points(), target.points[:20])
+    state = first_guesses(volume, target, 0.2, AlignConfig(views=6))
+    state = state.retract(0.03 * torch.randn(len(state), 9, generator=torch.Generator().manual_seed(0)))
+    quadratic = problem(state)
+    assert set(quadratic.terms) == {"surface", "feature", "free", "contact", "tilt", "floor", "scale", "stretch"}
+    for index in range(9):
+        step = torch.zeros(len(state), 9)
+        step[:, index] = 2e-3
+        difference = (problem(state.retract(step)).cost - problem(state.retract(-step)).cost) / 4e-3
+        torch.testing.assert_close(quadratic.gradient[:, index], difference, atol=0.15, rtol=0.1)
+
+
+def test_levenberg_marquardt_solves_least_squares_in_a_few_steps(volume: Volume) -> None:
+    target = seen_box(BoxWithKnob(), somewhere(0.0), torch.tensor([0.2, 0.2, 0.2]))
+    problem = Problem(volume, target, Weights(), 0.2, -0.5)
+    state = first_guesses(volume, target, 0.2, AlignConfig(views=4, mirror=False))[torch.tensor([0, 0, 0, 0])]
+    least = minimize_lm(problem, state, LevenbergMarquardtConfig(30)).quadratic.cost
+    away = state.retract(0.1 * torch.randn(4, 9, generator=torch.Generator().manual_seed(1)))
+    assert bool((problem(away).cost > 5 * least).all())
+    torch.testing.assert_close(
+        minimize_lm(problem, away, LevenbergMarquardtConfig(15)).quadratic.cost, least, rtol=0.1, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_seen_box_is_found_at_any_yaw_and_size(volume: Volume, seed: int) -> None:
+    draw = np.random.default_rng(seed).uniform
+    yaw, size, turn = float(draw(-3, 3)), float(draw(0.16, 0.26)), float(draw(-0.9, 0.9))
+    pose = somewhere(yaw)
+    target = seen_box(BoxWithKnob(), pose, torch.tensor([size, size, size]), turn=turn, seed=seed)
+    found = align(volume, target, 0.2, -0.5, box_skill().contact_points(), AlignConfig(weights=Weights(stretch=0.0)))
+    best = found.similarity[ONE]
+    turned = best.rotation[0] @ pose[:3, :3]
+    angle = math.degrees(math.acos(max(-1.0, min(1.0, (float(torch.trace(turned)) - 1) / 2))))
+    assert angle < 3.0
+    assert float((-best.log_scale[0, 0]).exp()) == pytest.approx(size, rel=0.03)
+    assert float((best.log_scale[0] - best.log_scale[0, 0]).abs().max()) < 1e-5  # a member of SIM(3)
+
+
+def test_a_wider_and_a_mirrored_box_are_found_where_the_axes_may_stretch(volume: Volume) -> None:
+    region = box_skill().contact_points()
+    wide = seen_box(BoxWithKnob(), somewhere(0.5), torch.tensor([0.26, 0.2, 0.18]))
+    best = align(volume, wide, 0.2, -0.5, region).similarity[ONE]
+    assert torch.allclose((-best.log_scale[0]).exp(), torch.tensor([0.26, 0.2, 0.18]), rtol=0.06)
+    sign = torch.tensor([-1.0, 1.0, 1.0])
+    plain = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
+    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eye=plain.eye * sign)
+    found = align(volume, mirrored, 0.2, -0.5, region)
+    assert float(found.similarity.sign[0, 0]) == -1.0
+    assert float((found.similarity[ONE].invert(KNOB[None])[0, 0] - KNOB * sign * 0.2).norm()) < 0.01
+
+
+def test_motions_follow_the_alignment(volume: Volume) -> None:
+    pose = somewhere(1.0)
+    size = torch.tensor([0.24, 0.2, 0.2])
+    target = seen_box(BoxWithKnob(), pose, size)
+    result = transfer_skill(box_skill(), target, volume)
+    hinge = pose[:3, :3] @ (HINGE * size) + pose[:3, 3]
+    assert result.joint.kind == "revolute"
+    assert math.degrees(math.acos(min(1.0, -float(result.joint.axis[2])))) < 2.0
+    assert float(result.joint.amount[-1]) == pytest.approx(ANGLE, abs=math.radians(2.0))
+    assert float((result.joint.point - hinge)[:2].norm()) < 0.01
+    knob = pose[:3, :3] @ (KNOB * size) + pose[:3, 3]
+    assert float((result.contact - knob).norm()) < 0.05
+    total = torch.eye(4)
+    for motion in result.motions:
+        total = motion @ total
+    turn = rotation_about_axis(torch.tensor([0.0, 0.0, -1.0]), torch.tensor(ANGLE))
+    wanted = turn @ (knob - hinge) + hinge
+    assert float((total[:3, :3] @ knob + total[:3, 3] - wanted).norm()) < 0.01
+    assert result.quality["on_surface"] > 0.9
+
+
+def test_motions_of_a_mirrored_object_turn_the_other_way(volume: Volume) -> None:
+    sign = torch.tensor([-1.0, 1.0, 1.0])
+    plain = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
+    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eye=plain.eye * sign)
+    joint = transfer_skill(box_skill(), mirrored, volume).joint
+    assert float(joint.axis[2]) > 0.99
+    assert float((joint.point - HINGE * sign * 0.2)[:2].norm()) < 0.01
+
+
+def test_the_printed_way_reaches_the_same_place(volume: Volume) -> None:
+    function = BoxWithKnob()
+    pose = somewhere(0.0)
+    target = seen_box(function, pose, torch.tensor([0.2, 0.2, 0.2]))
+    config = AdamAlignConfig(views=8, keep=1, coarse=60, fine=15, rays=96)
+    start = first_guesses(volume, target, 0.2, AlignConfig(views=8, mirror=False))
+    rank = rank_views(function, target.thinned(96), start, config)
+    assert int(rank.argmin()) == 0
+    assert math.isinf(float(rank[4]))  # from behind the knob is hidden
+    best = align_adam(function, volume, target, 0.2, box_skill().contact_points(), config).similarity
+    assert math.degrees(math.acos((float(torch.trace(best.rotation[0])) - 1) / 2)) < 4.0
+    assert float((best.invert(KNOB[None])[0, 0] - KNOB * 0.2 - pose[:3, 3]).norm()) < 0.02
