@@ -221,27 +221,107 @@ def grasp(
 
 
 @app.command
-def simulate(run: tyro.conf.Positional[Path]) -> None:
-    """Test a grasp in physics: approach, squeeze, lift 10 cm, six pushes.
+def fit(
+    capture: tyro.conf.Positional[Path],
+    out: Out,
+    narration: str | None = None,
+    extractor: str = "dinov2-s-embedded",
+    depth: bool = True,
+    seed: int = 0,
+) -> None:
+    """Fit a skill to posed pictures of an object with labels: where it is touched and how it moves.
 
     Args:
-        run: a run made by `afield grasp`.
+        capture: a capture with masks, and `labels/` beside it (docs/affordance.md).
+        out: folder for the skill.
+        narration: what is done, for instance "open the microwave"; the labels' own by default.
+        extractor: name of the image feature extractor.
+        depth: use measured depth where there is some.
+        seed: seed of everything random.
+    """
+    from afield.artifacts import check_replaceable
+    from afield.distill import FitConfig
+    from afield.skill_pipeline import skill_from_capture
+
+    check_replaceable(out)
+    config = FitConfig(depth=depth, seed=seed)
+    skill = skill_from_capture(capture, narration=narration, extractor=extractor, config=config)
+    skill.save(out)
+    _say(f"Skill '{skill.name}' ({skill.narration}) saved in {out}")
+    _say(f"Next: afield act --skill {out} --scene CAPTURE -o RUN")
+
+
+@app.command
+def act(
+    skill: Path,
+    scene: Path,
+    out: Out,
+    solver: str = "lm",
+    force: bool = False,
+    seed: int = 0,
+) -> None:
+    """Do elsewhere what was shown: align a skill with what the robot sees and decode a gripper trajectory.
+
+    Args:
+        skill: a skill made by `afield fit` or `afield distill`.
+        scene: capture of the target, one RGB-D view with a mask suffices.
+        out: folder for the run.
+        solver: lm, or adam: the paper's rendering and descent, with its weights.
+        force: go on where the object is not like the demonstrated one.
+        seed: seed of everything random.
+    """
+    from afield.artifacts import check_replaceable
+    from afield.skill_pipeline import act_from_files
+    from afield.skills import Skill
+
+    check_replaceable(out)
+    run = act_from_files(Skill.load(skill), scene, solver=solver, force=force, seed=seed)
+    run.save(out)
+    quality = run.quality
+    _say(
+        f"{quality['on_surface']:.0%} of what is seen lies on the aligned surface, descriptors agree to "
+        f"{quality['likeness']:.2f}; {len(run.trajectory)} waypoints along a {run.joint.kind} joint, saved in {out}"
+    )
+    _say(f"Next: afield simulate {out}; afield view {out}")
+
+
+@app.command
+def simulate(run: tyro.conf.Positional[Path]) -> None:
+    """Test a run in physics: a grasp by lifting and six pushes, a skill by an arm that performs it.
+
+    Args:
+        run: a run made by `afield grasp` or `afield act`.
     """
     from afield.pipeline import simulate_run
+    from afield.skill_pipeline import execute_run
+    from afield.skill_run import SkillRun
 
+    if SkillRun.is_run(run):
+        done = execute_run(run)
+        _say("The arm did it." if done.success else f"The arm failed: {done.failure}")
+        return
     test = simulate_run(run)
     _say("The grasp holds." if test.success else f"The grasp fails: {test.failure}")
 
 
 @app.command
 def view(run: tyro.conf.Positional[Path]) -> None:
-    """Write the report (report.html) and the figures of a run.
+    """Write the page of a run (report.html) or of a skill (skill.html).
 
     Args:
-        run: a run made by `afield grasp`; `afield simulate` adds the physics to its report.
+        run: a run made by `afield grasp` or `afield act`, to whose report `afield simulate` adds the physics; or a skill.
     """
     from afield.pipeline import view_run
+    from afield.skill_pipeline import view_act, view_skill
+    from afield.skill_run import SkillRun
+    from afield.skills import Skill
 
+    if Skill.is_skill(run):
+        _say(f"The page is in {view_skill(run)}")
+        return
+    if SkillRun.is_run(run):
+        _say(f"The report is in {view_act(run)}")
+        return
     _say(f"The report is in {view_run(run)}")
 
 

@@ -1,8 +1,8 @@
 """A skill: the affordance function of one demonstrated object, with the words that go with it, as a folder on disk.
 
 SKILL/
-  skill/           the function's tensors, its frame, how pictures are described, the narration
-  picture.png      the object before it was touched
+  tensors.safetensors, afield.json    the function, its frame, how pictures are described, the narration
+  picture.png                         the object before it was touched
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from afield.artifacts import load_artifact, write_artifact_files, write_folder
+from afield.artifacts import HEADER_NAME, load_artifact, read_json, write_artifact_files, write_folder
 from afield.errors import AfieldError
 from afield.fields.affordance import AffordanceField
 from afield.fields.affordance_grid import GridAffordance, GridConfig
@@ -97,9 +97,15 @@ class Skill:
             "extractor": self.basis.extractor,
             "provenance": dict(self.provenance),
         }
-        write_artifact_files(folder / "skill", "skill", tensors, header)
+        write_artifact_files(folder, "skill", tensors, header)
         if self.picture is not None:
             cv2.imwrite(str(folder / "picture.png"), self.picture[..., ::-1])
+
+    @staticmethod
+    def is_skill(folder: Path) -> bool:
+        """Whether a folder holds a skill."""
+        file = Path(folder) / HEADER_NAME
+        return file.is_file() and read_json(file).get("format") == "afield-skill"
 
     @classmethod
     def load(cls, folder: Path) -> Skill:
@@ -113,7 +119,7 @@ class Skill:
             raise AfieldError(f"There is no skill in {folder}; make one with `afield distill` or `afield fit`.")
         required = ("center", "basis.mean", "basis.basis")
         keys = ("name", "narration", "backend", "config", "scale", "extractor")
-        tensors, header = load_artifact(folder / "skill", "skill", required, keys)
+        tensors, header = load_artifact(folder, "skill", required, keys)
         state = {name.removeprefix("field."): t for name, t in tensors.items() if name.startswith("field.")}
         picture = cv2.imread(str(folder / "picture.png"))
         return cls(

@@ -19,12 +19,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.alignment import AlignConfig, Alignment, Similarity, align
+from afield.alignment_adam import AdamAlignConfig, align_adam
 from afield.decoding import DecodeConfig, Joint, joint_from_motions, relative_motions
 from afield.fields.volume import Volume
 from afield.geometry import inverse_pose, pose_from, rotation_angle
 from afield.skills import Skill
 from afield.target import Target
 
+SOLVERS = ("lm", "adam")
 FLOW_POINTS = 1500
 """Surface points of the skill whose flow is decoded."""
 NEAR_CONTACT = 0.06
@@ -39,6 +41,10 @@ class SkillTransferConfig:
     """The search for the alignment."""
     decode: DecodeConfig = field(default_factory=DecodeConfig)
     """How flow becomes motion."""
+    solver: str = "lm"
+    """lm, or adam: the paper's rendering and descent."""
+    adam: AdamAlignConfig = field(default_factory=AdamAlignConfig)
+    """Of the latter."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,10 @@ def transfer_skill(
     config = config or SkillTransferConfig()
     volume = volume or Volume.bake(skill.field)
     region = skill.contact_points()
-    alignment = align(volume, target, skill.scale, skill.floor, region, config.align)
+    if config.solver == "adam":
+        alignment = align_adam(skill.field, volume, target, skill.scale, region, config.adam)
+    else:
+        alignment = align(volume, target, skill.scale, skill.floor, region, config.align)
     best = alignment.similarity[torch.tensor([0])]
     contact, touched = find_contact(best, target, region)
     motions = carry_motions(skill, volume, best, region.mean(dim=0), config.decode)

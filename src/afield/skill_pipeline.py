@@ -1,0 +1,260 @@
+"""From files to files, for skills: fit one from a labelled capture, act with it on another, test the act in physics."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from afield.alignment import Similarity
+from afield.capture import read_capture
+from afield.capture.furniture import world_from_extra
+from afield.decoding import DecodeConfig, decode_trajectory, push_pose
+from afield.distill import FitConfig, fit_affordance
+from afield.distill.label_files import read_shown
+from afield.distill.labels import describe_views
+from afield.errors import AfieldError
+from afield.fields.volume import Volume
+from afield.observation import Observation
+from afield.perception.features import extractor_by_name
+from afield.perception.grasps import AntipodalDetector, GraspDetector
+from afield.scene import estimate_normals
+from afield.simulate.articulated import ExecutionTest, execute_trajectory, film_execution
+from afield.skill_run import SkillRun
+from afield.skills import DescriptorBasis, Skill
+from afield.target import see_target
+from afield.trajectory import Trajectory
+from afield.transfer_skill import NEAR_CONTACT, SOLVERS, SkillTransfer, SkillTransferConfig, transfer_skill
+
+logger = logging.getLogger(__name__)
+
+EXECUTION_NAME = "execution"
+AROUND = 0.35
+"""Points this close to the contact keep the gripper from what is there, in metres."""
+LEAST_ON_SURFACE, LEAST_LIKENESS = 0.5, 0.2
+"""An alignment that explains less than this of what is seen is refused."""
+
+
+def skill_from_capture(
+    capture: Path,
+    *,
+    narration: str | None = None,
+    extractor: str = "dinov2-s-embedded",
+    config: FitConfig | None = None,
+    progress: bool = True,
+) -> Skill:
+    """Fit a skill to a capture with labels (see `afield.distill.label_files`).
+
+    Args:
+        capture: posed views with masks, and `labels/` beside them.
+        narration: instead of the labels' own.
+        extractor: name of the image feature extractor.
+        config: of the fit.
+        progress: show progress bars.
+    """
+    observation = read_capture(capture)
+    shown = read_shown(capture, observation)
+    maps, mean, basis = describe_views(observation, extractor_by_name(extractor), progress=progress)
+    labels = replace(shown.labels, descriptors=maps)
+    fitted = fit_affordance(observation, labels, config, progress=progress)
+    floor = None if labels.floor is None else float((labels.floor - fitted.center[2]) / fitted.scale)
+    return Skill(
+        observation.name,
+        narration or shown.narration,
+        fitted.field,
+        fitted.center,
+        fitted.scale,
+        DescriptorBasis(extractor, mean, basis),
+        floor,
+        shown.mode,
+        observation.views[0].color,
+        {"capture": observation.name, "fit": fitted.summary},
+    )
+
+
+def act_from_files(
+    skill: Skill,
+    capture: Path,
+    *,
+    solver: str = "lm",
+    config: SkillTransferConfig | None = None,
+    detector: GraspDetector | None = None,
+    force: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> SkillRun:
+    """Do elsewhere what was shown.
+
+    Args:
+        skill: what was shown.
+        capture: one or more RGB-D views with a mask of the object.
+        solver: lm, or adam: as printed.
+        config: of the transfer.
+        detector: of grasps; antipodal ones by default.
+        force: go on where the object does not look like the demonstrated one.
+        seed: of everything random.
+        progress: show progress bars.
+
+    Raises:
+        AfieldError: nothing there looks like the demonstrated object, or no grasp is free.
+    """
+    if solver not in SOLVERS:
+        raise AfieldError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
+    config = replace(config or SkillTransferConfig(), solver=solver)
+    seconds: dict[str, float] = {}
+    begin = time.monotonic()
+    observation = read_capture(capture)
+    extractor = extractor_by_name(skill.basis.extractor)
+    target = see_target(observation, skill.basis, extractor, seed=seed, progress=progress)
+    seconds["see"] = time.monotonic() - begin
+    begin = time.monotonic()
+    volume = Volume.bake(skill.field)
+    result = transfer_skill(skill, target, volume, config)
+    seconds["align"] = time.monotonic() - begin
+    refuse_if_unlike(skill, observation, result, force=force)
+    begin = time.monotonic()
+    trajectory = grasp_and_move(skill, observation, result, config.decode, detector or AntipodalDetector())
+    seconds["grasp"] = time.monotonic() - begin
+    return SkillRun(
+        skill,
+        trajectory,
+        result.alignment.similarity,
+        result.alignment.cost,
+        target.points,
+        result.contact,
+        result.joint,
+        result.quality,
+        Path(capture),
+        seconds,
+    )
+
+
+def refuse_if_unlike(skill: Skill, observation: Observation, result: SkillTransfer, *, force: bool) -> None:
+    """Refuse an alignment that does not explain what is seen.
+
+    Raises:
+        AfieldError: it does not, and nobody forces it.
+    """
+    quality = result.quality
+    why = None
+    if quality["on_surface"] < LEAST_ON_SURFACE:
+        why = f"only {quality['on_surface']:.0%} of what is seen lies on its aligned surface"
+    elif quality["likeness"] < LEAST_LIKENESS:
+        why = f"its descriptors are too different (cosine {quality['likeness']:.2f})"
+    if why is None:
+        return
+    sentence = f"The object in '{observation.name}' is not like the one of the skill '{skill.name}': {why}."
+    if not force:
+        raise AfieldError(f"{sentence} `--force` tries it anyway.")
+    logger.warning("%s", sentence)
+
+
+def grasp_and_move(
+    skill: Skill,
+    observation: Observation,
+    result: SkillTransfer,
+    config: DecodeConfig,
+    detector: GraspDetector,
+) -> Trajectory:
+    """Choose a grasp (or a push) at the contact and go along with the motions."""
+    similarity = result.alignment.similarity[torch.tensor([0])]
+    points, normals = scene_points(observation, result.contact)
+    region = skill.contact_points()
+    contact = contact_probability(similarity, points, region)
+    config = replace(config, mode="push" if skill.mode == "push" else "grasp")
+    provenance = {"skill": skill.name, "scene": observation.name}
+    if config.mode == "push":
+        near = (points - result.contact).norm(dim=-1).topk(min(30, len(points)), largest=False).indices
+        pose, width = push_pose(result.contact, normals[near].median(dim=0).values), 0.0
+    else:
+        grasps = detector.detect(points, normals, contact)
+        pose, width = grasps.T_world_gripper[0], float(grasps.width[0])
+        provenance["detector"] = type(detector).__name__
+    trajectory = decode_trajectory(pose, width, result.motions, config)
+    return replace(trajectory, provenance={**trajectory.provenance, **provenance})
+
+
+def scene_points(
+    observation: Observation, around: Float[Tensor, "3"]
+) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n 3"]]:
+    """Everything seen near a place, and its normals towards the cameras."""
+    points, eyes = [], []
+    for view in observation.views:
+        rows, columns = np.nonzero(view.depth > 0)
+        pixels = torch.from_numpy(np.stack((columns, rows), axis=1)).float()
+        place = view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]).float())
+        place = place[(place - around).norm(dim=-1) < AROUND]
+        points.append(place)
+        eyes.append(view.camera.position.expand(len(place), 3))
+    joined, eye = torch.cat(points), torch.cat(eyes)
+    return joined, estimate_normals(joined, eye, 16)
+
+
+def contact_probability(
+    similarity: Similarity, points: Float[Tensor, "n 3"], region: Float[Tensor, "k 3"]
+) -> Float[Tensor, "n"]:
+    """How likely points are to be touched: above 0.5 near the aligned contact region, falling to 0 at twice that distance."""
+    far = torch.cat([torch.cdist(part, region).amin(dim=-1) for part in similarity.apply(points)[0].split(16384)])
+    return (1.0 - 0.5 * far / NEAR_CONTACT).clamp(0.0, 1.0)
+
+
+def execute_run(folder: Path, *, progress: bool = True) -> ExecutionTest:
+    """Perform the trajectory of a run with an arm in physics; the verdict goes to `execution` in that folder."""
+    run = SkillRun.load(folder)
+    placed = world_from_extra(_capture_of(run).extra)
+    trajectory = run.trajectory
+    test = execute_trajectory(
+        placed,
+        trajectory.poses,
+        trajectory.opening,
+        trajectory.labels,
+        task="close" if run.skill.narration.strip().lower().startswith("close") else "open",
+        progress=progress,
+    )
+    test.save(folder / EXECUTION_NAME)
+    return test
+
+
+def view_skill(folder: Path) -> Path:
+    """Write `skill.html` into the folder of a skill; returns the page's path."""
+    from afield.view.skill_page import write_skill_page
+
+    page = Path(folder) / "skill.html"
+    write_skill_page(page, Skill.load(folder))
+    return page
+
+
+def view_act(folder: Path) -> Path:
+    """Write `report.html` into the run folder of a skill; returns the page's path."""
+    from afield.view.skill_page import write_act_page
+
+    run, page = SkillRun.load(folder), Path(folder) / "report.html"
+    write_act_page(page, run, *act_pictures(folder, run))
+    return page
+
+
+def act_pictures(folder: Path, run: SkillRun) -> tuple[Observation | None, dict[str, Any] | None, list[Any]]:
+    """The target's capture, the verdict and the pictures of the execution, as far as they are there."""
+    observation = None
+    try:
+        observation = _capture_of(run)
+    except AfieldError as error:
+        logger.warning("The capture of this run cannot be read any more: %s", error)
+    if not (folder / EXECUTION_NAME).is_dir():
+        return observation, None, []
+    test = ExecutionTest.load(folder / EXECUTION_NAME)
+    frames = [] if observation is None else film_execution(world_from_extra(observation.extra), test)
+    return observation, test.to_json(), frames
+
+
+def _capture_of(run: SkillRun) -> Observation:
+    if run.capture is None:
+        raise AfieldError("This run does not know its capture, so there is no world to simulate.")
+    return read_capture(run.capture)
