@@ -33,6 +33,8 @@ from afield.scene import FeatureSource, Scene
 from afield.simulate import GraspTest, World, rehearse, simulate_grasp, world_from_capture, world_from_scene
 from afield.simulate.arm import ArmWithHand, read_arm
 from afield.simulate.world import table_height
+from afield.skill_pipeline import act_appendix
+from afield.skill_run import SkillRun
 from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 from afield.transfer import FULL, TransferConfig, transfer_grasp
 
@@ -331,12 +333,14 @@ def world_of_run(run: Run) -> World:
 
 
 def view_run(folder: Path) -> Path:
-    """Write `report.html` and the figures of a run folder; returns the page's path."""
+    """Write `report.html` and the figures of a run folder; returns the page's path. A skill's run in `act` is shown too."""
     from afield.simulate.render import film
     from afield.view.run_report import write_run_report
 
     run = Run.load(folder)
+    more = act_appendix(folder / "act") if SkillRun.is_run(folder / "act") else ("", "")
     if not (folder / SIMULATION_NAME).is_dir():
-        return write_run_report(folder, run)
+        return write_run_report(folder, run, appendix=more)
     test = GraspTest.load(folder / SIMULATION_NAME)
-    return write_run_report(folder, run, test.to_json(), frames=film(world_of_run(run), run.hand, run.grasp.beta, test))
+    frames = film(world_of_run(run), run.hand, run.grasp.beta, test)
+    return write_run_report(folder, run, test.to_json(), frames=frames, appendix=more)

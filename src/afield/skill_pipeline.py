@@ -240,6 +240,19 @@ def view_act(folder: Path) -> Path:
     return page
 
 
+def act_appendix(folder: Path) -> tuple[str, str]:
+    """A run's sections and script for the page of a demo that shows both halves."""
+    from afield.view.skill_page import act_sections, plot_script
+
+    run = SkillRun.load(folder)
+    text, plots = act_sections(run, *act_pictures(folder, run))
+    lead = (
+        "<h2>And a skill, done elsewhere</h2><p>The second half of Afield: what was shown of one object is fitted into a "
+        "function, found again in what a robot sees, and performed by an arm.</p>"
+    )
+    return f"<section>{lead}</section>{text}", plot_script(plots)
+
+
 def act_pictures(folder: Path, run: SkillRun) -> tuple[Observation | None, dict[str, Any] | None, list[Any]]:
     """The target's capture, the verdict and the pictures of the execution, as far as they are there."""
     observation = None

@@ -32,6 +32,7 @@ def write_report(
     test: Mapping[str, Any] | None = None,
     title: str | None = None,
     notes: Mapping[str, Any] | None = None,
+    appendix: tuple[str, str] = ("", ""),
 ) -> None:
     """Write the page of one transferred grasp.
 
@@ -44,6 +45,7 @@ def write_report(
         panels: attention, energy sections and pictures of the physics test; a part that is missing is left out.
         test: what the physics test found, as its `to_json()` gives it; None if there was none.
         title: heading of the page.
+        appendix: more sections, and the script elements that belong to them.
         notes: further facts; `seconds` (a number, or seconds by step) is shown on top, the rest under the provenance.
 
     Raises:
@@ -66,10 +68,11 @@ def write_report(
         "verdict_class": kind,
         "verdict": words,
         "facts": facts(hand, demonstration, scene, grasp, notes),
-        "sections": sections(hand, panels, data, test),
+        "sections": sections(hand, panels, data, test) + appendix[0],
         "provenance": provenance(demonstration, grasp, notes),
         "css": _asset("report.css"),
         "js": _asset("report.js"),
+        "appendix": appendix[1],
         "plotly": get_plotlyjs(),
         # A "</script>" inside a name must not end the script element.
         "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("</", "<\\/"),

@@ -49,6 +49,7 @@ def write_run_report(
     test: Mapping[str, Any] | None = None,
     *,
     frames: Sequence[np.ndarray] = (),
+    appendix: tuple[str, str] = ("", ""),
     progress: bool = True,
 ) -> Path:
     """Write `report.html` and `figures/*.png` of a run.
@@ -58,6 +59,7 @@ def write_run_report(
         run: its content.
         test: what the physics test found, as its `to_json()` gives it; None if there was none.
         frames: pictures of the physics test in order of time, 8-bit RGB.
+        appendix: more sections of the page, and their script elements.
         progress: show a progress bar.
 
     Returns:
@@ -77,7 +79,13 @@ def write_run_report(
             "panels": panels,
         }
         page = Path(folder) / "report.html"
-        write_report(page, **inputs, test=test, notes={"seconds": dict(run.seconds), "field": run.model.describe()})
+        write_report(
+            page,
+            **inputs,
+            test=test,
+            notes={"seconds": dict(run.seconds), "field": run.model.describe()},
+            appendix=appendix,
+        )
         bar.update()
         write_figures(Path(folder) / "figures", **inputs)
         bar.update()
