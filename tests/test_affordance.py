@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import Literal
 
 import mujoco
 import numpy as np
@@ -10,7 +16,8 @@ import pytest
 import torch
 from scene_samples import BALL_CENTER, BALL_RADIUS, ball_on_table
 
-from afield.benchmark.fit_bench import chamfer, true_flow, zero_crossings
+from afield.artifacts import read_json
+from afield.benchmark.fit_bench import axis_error, chamfer, true_flow
 from afield.capture.furniture import (
     BODY,
     HANDLE,
@@ -25,13 +32,25 @@ from afield.capture.furniture import (
 )
 from afield.capture.opengl import draw_elsewhere, opengl_environment
 from afield.distill import FitConfig, Flow, Labels, check_labels, fit_affordance
-from afield.distill.fit import canonical_frame, hull_distance
+from afield.distill.hull import canonical_frame, hull_distance
+from afield.distill.labels import describe_views, picture_square
+from afield.distill.losses import static_losses
+from afield.distill.pixels import Pixels
 from afield.errors import AfieldError
 from afield.fields.affordance import AffordanceField
 from afield.fields.affordance_grid import GridAffordance, GridConfig, look_up, trilinear_gradient
-from afield.fields.rendering import Rays, RenderingConfig, box_interval, render, render_reference, sample_rays
+from afield.fields.affordance_neus import PRIMES, HashEncoding, NeusAffordance, NeusConfig
+from afield.fields.rendering import (
+    Rays,
+    RenderingConfig,
+    box_interval,
+    render,
+    render_reference,
+    render_view,
+    sample_rays,
+)
 from afield.geometry import nearest_to_lines
-from afield.observation import Observation
+from afield.observation import Observation, View
 
 SMALL = GridConfig(resolution=20, detail=12, channels=3, horizon=4, sharpness=40.0)
 
@@ -42,8 +61,15 @@ def field() -> GridAffordance:
     found = GridAffordance(SMALL)
     with torch.no_grad():
         found.looks += torch.randn(found.looks.shape)
+        found.descriptors += torch.randn(found.descriptors.shape)
         found.distance += 0.02 * torch.randn(found.distance.shape)
     return found
+
+
+@pytest.fixture
+def networks() -> NeusAffordance:
+    torch.manual_seed(0)
+    return NeusAffordance(NeusConfig(channels=3, horizon=4, latent=64, hash_size=1 << 10))
 
 
 def _rays(count: int, seed: int = 0) -> Rays:
@@ -54,33 +80,108 @@ def _rays(count: int, seed: int = 0) -> Rays:
     return Rays(origin, direction, *box_interval(origin, direction), torch.full((count,), 0.9))
 
 
-def test_the_grid_is_an_affordance_field(field: GridAffordance) -> None:
+@pytest.mark.parametrize("backend", ["field", "networks"])
+def test_every_backend_is_an_affordance_field(backend: str, request: pytest.FixtureRequest) -> None:
+    field = request.getfixturevalue(backend).requires_grad_(False)
     assert isinstance(field, AffordanceField)
-    points = 2 * torch.rand(7, 3) - 1
+    points = 1.8 * torch.rand(7, 3, generator=torch.Generator().manual_seed(3)) - 0.9
     color, descriptor, contact = field.appearance(points)
     moved, visible = field.flow(points)
     assert (color.shape, descriptor.shape, contact.shape) == ((7, 3), (7, 3), (7,))
     assert (moved.shape, visible.shape) == ((7, 4, 3), (7, 4))
+    for share in (color, contact, visible):
+        assert 0.0 <= float(share.min()) <= float(share.max()) <= 1.0
+    slope, eps = field.normal(points), 1e-3
+    with torch.no_grad():
+        shifted = [field.sdf(points + eps * e) - field.sdf(points - eps * e) for e in torch.eye(3)]
+    differences = torch.stack(shifted, dim=-1) / (2 * eps)
+    assert float(((slope - differences).abs().amax(dim=-1) < 2e-2).float().mean()) > 0.8  # but beside faces of cells
+    on, normal = field.surface(50, torch.Generator().manual_seed(0))
+    assert float(field.sdf(on).abs().max()) < 1e-3
+    torch.testing.assert_close(normal.norm(dim=-1), torch.ones(50))
+    assert float(((field.sdf(on + 0.02 * normal) > field.sdf(on - 0.02 * normal)).float()).mean()) > 0.95
+    found, slow_along = (
+        render(field, _rays(3), RenderingConfig(8, 5)),
+        sample_rays(field, _rays(3), RenderingConfig(8, 5)),
+    )
+    slow = render_reference(field, _rays(3), slow_along)
+    for name in ("opacity", "depth", "color", "normal", "descriptor", "contact"):
+        torch.testing.assert_close(getattr(found, name), getattr(slow, name), atol=5e-5, rtol=1e-3)
+
+
+def test_beyond_its_cube_a_grid_adds_the_distance_to_the_cube(field: GridAffordance) -> None:
     far = torch.tensor([[3.0, 0.0, 0.0]])
-    assert float(field.sdf(far)) == pytest.approx(float(field.sdf(torch.tensor([[1.0, 0.0, 0.0]]))) + 2.0, abs=1e-5)
+    with torch.no_grad():
+        assert float(field.sdf(far)) == pytest.approx(float(field.sdf(far / 3)) + 2.0, abs=1e-5)
+
+
+def test_the_networks_begin_as_a_ball() -> None:
+    points = 1.6 * torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) - 0.8
+    ball = points.norm(dim=-1) - 0.5
+    found = []
+    for seed in range(6):
+        torch.manual_seed(seed)
+        field = NeusAffordance().requires_grad_(False)
+        found.append(field.sdf(points))
+        slope = torch.nn.functional.cosine_similarity(field.normal(points), points)
+        assert float(slope.median()) > 0.9
+    mean = torch.stack(found).mean(dim=0)  # a random width scales each of them
+    assert float((mean - ball).abs().mean()) < 0.06
+    assert float(torch.stack((mean, ball)).corrcoef()[0, 1]) > 0.95
+
+
+def test_the_hash_grid_equals_its_slow_reference() -> None:
+    torch.manual_seed(0)
+    encoding = HashEncoding(levels=4, size=1 << 9, low=4, high=40)
+    assert encoding.resolutions == [4, 8, 18, 40]  # 125 and 729 vertices: the first fits, the others are hashed
+    encoding.table.data = torch.randn(encoding.table.shape)
+    points = torch.cat((2 * torch.rand(6, 3) - 1, torch.tensor([[1.0, -1.0, 1.0]])))
+    rows = []
+    for point in points.tolist():
+        row = []
+        for level, resolution in enumerate(encoding.resolutions):
+            place = [(value + 1) / 2 * resolution for value in point]
+            low = [min(int(value), resolution - 1) for value in place]
+            total = torch.zeros(2)
+            for corner in range(8):
+                step = [corner >> 2 & 1, corner >> 1 & 1, corner & 1]
+                x, y, z = (a + b for a, b in zip(low, step, strict=True))
+                weight = 1.0
+                for value, base, one in zip(place, low, step, strict=True):
+                    weight *= value - base if one else 1 - (value - base)
+                if (resolution + 1) ** 3 <= encoding.size:
+                    index = (z * (resolution + 1) + y) * (resolution + 1) + x
+                else:
+                    index = (x ^ y * PRIMES[1] ^ z * PRIMES[2]) % encoding.size
+                total = total + weight * encoding.table[level, index].detach()
+            row.append(total)
+        rows.append(torch.cat(row))
+    torch.testing.assert_close(encoding(points).detach(), torch.stack(rows), atol=1e-5, rtol=1e-5)
 
 
 def test_the_surface_is_sampled_evenly() -> None:
-    ball = GridAffordance(replace(SMALL, resolution=64))
-    points, normals = ball.surface(4000, torch.Generator().manual_seed(0))
+    box = GridAffordance(replace(SMALL, resolution=64))
+    half = torch.tensor([0.5, 0.31, 0.2])
+    axis = torch.linspace(-1, 1, 64)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    away = torch.stack((x, y, z), dim=-1).abs() - half
+    box.distance.data = away.clamp_min(0).norm(dim=-1) + away.amax(dim=-1).clamp_max(0)
+    points, normals = box.surface(4000, torch.Generator().manual_seed(0))
     assert points.shape == normals.shape == (4000, 3)
-    assert float((points.norm(dim=-1) - 0.5).abs().max()) < 2e-3
-    assert float((torch.nn.functional.normalize(points, dim=-1) * normals).sum(-1).min()) > 0.97
-    for axis in range(
-        3
-    ):  # by Archimedes, every coordinate of an even sphere is uniform; 4 deviations of 25 bins of 160
-        bins = torch.histc(points[:, axis], 25, -0.5, 0.5)
-        assert float((bins - 160).abs().max()) < 4 * 160**0.5
-    again, _ = ball.surface(4000, torch.Generator().manual_seed(0))
+    assert float(box.sdf(points).abs().max()) < 1e-3
+    side = normals.abs().argmax(dim=-1)
+    area = torch.tensor([half[1] * half[2], half[0] * half[2], half[0] * half[1]])
+    expected = 4000 * area / area.sum()
+    for face in range(3):  # within four deviations, and even on the faces themselves
+        assert float((side == face).sum() - expected[face]) == pytest.approx(0.0, abs=4 * float(expected[face]) ** 0.5)
+    top = points[side == 2, 0]
+    bins = torch.histc(top, 10, -0.45, 0.45)
+    assert float((bins - bins.mean()).abs().max()) < 4 * float(bins.mean()) ** 0.5
+    again, _ = box.surface(4000, torch.Generator().manual_seed(0))
     assert torch.equal(points, again)
-    ball.distance.data += 2.0
+    box.distance.data += 2.0
     with pytest.raises(AfieldError, match="no surface"):
-        ball.surface(10)
+        box.surface(10)
 
 
 def test_look_ups_find_the_axes_in_the_right_order() -> None:
@@ -169,9 +270,10 @@ def test_a_ball_is_fitted_with_its_contact_region_and_motion() -> None:
     observation, labels = _ball()
     config = FitConfig(grid=GridConfig(32, 32, 3, 4), coarse=32, steps=120, rays=256, flow_steps=200)
     fitted = fit_affordance(observation, labels, config, progress=False)
-    found = zero_crossings(fitted)
+    found = fitted.from_canonical(fitted.field.surface(2000, torch.Generator().manual_seed(0))[0])
     error = ((found - torch.from_numpy(BALL_CENTER).float()).norm(dim=-1) - BALL_RADIUS).abs()
     assert float(error.median()) < 0.003
+    assert isinstance(fitted.field, GridAffordance)
     start = (hull_distance(observation, fitted.center, fitted.scale, 32, 0.0) < 0).float().mean()
     assert float((fitted.field.distance < 0).float().mean()) < float(start)  # three outlines are more than a ball
     top = torch.from_numpy(BALL_CENTER).float() + torch.tensor([[0.0, 0.0, BALL_RADIUS]])
@@ -182,8 +284,11 @@ def test_a_ball_is_fitted_with_its_contact_region_and_motion() -> None:
     moved, visible = fitted.field.flow(fitted.to_canonical(labels.flow.start))
     assert float((moved * fitted.scale - labels.flow.displacement).norm(dim=-1).mean()) < 0.01
     assert float(visible.mean()) > 0.9
+    before = torch.random.get_rng_state()
     again = fit_affordance(observation, labels, config, progress=False)
+    assert isinstance(again.field, GridAffordance)
     assert torch.equal(fitted.field.distance, again.field.distance)
+    assert torch.equal(torch.random.get_rng_state(), before)  # a fit leaves the caller's random numbers alone
 
 
 def test_the_frame_holds_the_object_and_the_floor_cuts_the_hull() -> None:
@@ -209,12 +314,178 @@ def test_what_cannot_be_fitted_is_explained() -> None:
         (Observation((replace(views[0], mask=None), *views[1:]), name="ball"), labels, "camera0.*no object mask"),
         (observation, replace(labels, contact=labels.contact[:2]), "3 views, but 2 contact"),
         (observation, replace(labels, contact=(None, empty, None)), "No view"),
+        (
+            observation,
+            replace(labels, contact=(None, empty[1:], None)),
+            "contact mask of the view camera1.*its picture is",
+        ),
+        (observation, replace(labels, descriptors=torch.zeros(2, 3, 4, 4)), "3 views, but 2 maps"),
+        (observation, replace(labels, descriptors=torch.zeros(3, 3, 4, 5)), "5x4, but must be square"),
         (observation, replace(labels, contact=outside), "outside of the object masks"),
         (observation, replace(labels, flow=still), "Nothing moves"),
         (observation, replace(labels, flow=replace(labels.flow, visible=0 * labels.flow.visible)), "no visible tracks"),
     ):
         with pytest.raises(AfieldError, match=words):
             check_labels(seen, told)
+
+
+TINY = FitConfig(
+    grid=GridConfig(24, 16, 3, 4, 8), coarse=16, steps=12, rays=64, flow_steps=12, checkpoint_every=3, seed=3
+)
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_affordance import TINY, _ball
+from afield.distill import fit_affordance
+from afield.distill.checkpoint import Checkpoint
+save, count = Checkpoint.save, 0
+def save_and_die(self, standing, *rest):
+    save(self, standing, *rest)
+    if (standing.phase, standing.step) == (sys.argv[2], int(sys.argv[3])):
+        os.kill(os.getpid(), signal.SIGKILL)
+Checkpoint.save = save_and_die
+fit_affordance(*_ball(), TINY, checkpoint=Path(sys.argv[1]), progress=False)
+"""
+
+
+@pytest.mark.parametrize(("phase", "step"), [("static", 8), ("dynamic", 7)])
+def test_a_killed_fit_goes_on_as_if_nothing_had_happened(tmp_path: Path, phase: str, step: int) -> None:
+    observation, labels = _ball()
+    folder = tmp_path / "standing"
+    paths = os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))
+    child = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder), phase, str(step)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        check=False,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]
+    header = read_json(folder / "afield.json")
+    assert (header["phase"], header["step"]) == (phase, step - step % 3)
+    with pytest.raises(AfieldError, match=r"other settings \(rays\)"):
+        fit_affordance(observation, labels, replace(TINY, rays=65), checkpoint=folder, progress=False)
+    with pytest.raises(AfieldError, match="other pictures or labels"):
+        fit_affordance(observation, replace(labels, floor=-0.01), TINY, checkpoint=folder, progress=False)
+    resumed = fit_affordance(observation, labels, TINY, checkpoint=folder, progress=False)
+    whole = fit_affordance(observation, labels, TINY, progress=False)
+    assert not folder.exists()
+    assert resumed.summary["losses"] == whole.summary["losses"]
+    expected = whole.field.state_dict()
+    for name, value in resumed.field.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_withheld_views_judge_the_fit() -> None:
+    observation, labels = _ball()
+    fitted = fit_affordance(observation, labels, replace(TINY, withhold=3, steps=60), progress=False)
+    figures = fitted.summary["held_out"]
+    assert figures["views"] == 1
+    view = observation.views[2]
+    assert view.mask is not None
+    seen = render_view(fitted.field, view.camera, fitted.center, fitted.scale)
+    color = torch.from_numpy(view.color).reshape(-1, 3).float() / 255
+    mask = torch.from_numpy(view.mask).reshape(-1)
+    assert figures["psnr"] == pytest.approx(float(-10 * (seen.color - color)[mask].square().mean().log10()), abs=0.01)
+    assert 0.0 < figures["depth_error"] < 0.02
+    assert 0.0 <= figures["contact_iou"] <= 1.0
+    without = fit_affordance(
+        Observation(observation.views[:2], name="ball"),
+        replace(labels, contact=labels.contact[:2]),
+        replace(TINY, steps=60),
+        progress=False,
+    )
+    assert isinstance(fitted.field, GridAffordance) and isinstance(without.field, GridAffordance)
+    assert torch.equal(fitted.field.distance, without.field.distance)  # the withheld view had no say
+    for bad, words in ((replace(TINY, withhold=1), "withhold is 1"), (replace(TINY, withhold=2), "one view|No view")):
+        with pytest.raises(AfieldError, match=words):
+            fit_affordance(
+                Observation(observation.views[:2], name="ball"),
+                replace(labels, contact=labels.contact[:2]),
+                bad,
+                progress=False,
+            )
+
+
+def test_the_paper_s_networks_learn() -> None:
+    observation, labels = _ball()
+    small = NeusConfig(channels=3, horizon=4, latent=64, hash_size=1 << 10)
+    config = FitConfig.published(neus=small, steps=3, rays=48, rendering=RenderingConfig(24, 16), flow_steps=3)
+    assert (config.learning_rate, config.flow_rate, config.depth) == (5e-4, 1e-3, False)
+    fitted = fit_affordance(observation, labels, config, progress=False)
+    assert isinstance(fitted.field, NeusAffordance)
+    begin = fit_affordance(observation, labels, replace(config, steps=0, flow_steps=0), progress=False)
+    losses = []
+    for found in (begin, fitted):
+        pixels = Pixels.of(observation, labels, found.center, found.scale)
+        index = torch.arange(0, len(pixels.mask), max(1, len(pixels.mask) // 200))
+        terms = static_losses(
+            found.field, pixels, index, config.weights, config.rendering, torch.Generator().manual_seed(0)
+        )
+        losses.append(float(torch.stack([terms[name] for name in ("color", "mask", "eikonal", "contact")]).sum()))
+    assert losses[1] < losses[0]
+    history = fitted.summary["losses"]
+    assert set(history) == {"mask", "color", "contact", "eikonal", "flow"}
+    assert history["flow"][2] < history["flow"][0]
+    moved = {
+        name
+        for name, value in fitted.field.named_parameters()
+        if not torch.equal(value, begin.field.state_dict()[name])
+    }
+    for part in ("encoder", "variance", "color", "contact", "action"):
+        assert any(name.startswith(part) for name in moved), part
+
+
+class _Colours:
+    """An extractor whose tokens are the colours of the picture."""
+
+    name, layer, resolution, channels = "colours", 0, 48, 3
+
+    def __call__(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(images.astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (60, 40), (41, 60)])
+def test_descriptors_lie_where_the_picture_shows_them(shape: tuple[int, int]) -> None:
+    observation, labels = _ball()
+    views, contact = [], []
+    for view, touched in zip(observation.views, labels.contact, strict=True):
+        assert view.mask is not None and touched is not None
+        column, row = (view.camera.width - shape[1]) // 2, (view.camera.height - shape[0]) // 2
+        part = (slice(row, row + shape[0]), slice(column, column + shape[1]))
+        camera = replace(
+            view.camera, width=shape[1], height=shape[0], cx=view.camera.cx - column, cy=view.camera.cy - row
+        )
+        y, x = np.mgrid[0 : shape[0], 0 : shape[1]]
+        color = np.stack((40 + 3 * x, 40 + 3 * y, np.full_like(x, 128)), axis=-1).astype(np.uint8)
+        views.append(View(view.name, camera, color, view.depth[part], view.mask[part]))
+        contact.append(touched[part])
+    cropped = Observation(tuple(views), name="ball")
+    maps, mean, basis = describe_views(cropped, _Colours(), 2, progress=False)  # pyright: ignore[reportArgumentType]
+    assert maps.shape == (3, 2, 48, 48)
+    pixels = Pixels.of(cropped, Labels(tuple(contact), maps), torch.from_numpy(BALL_CENTER).float(), BALL_RADIUS)
+    expected = (torch.nn.functional.normalize(pixels.color, dim=-1) - mean) @ basis
+    inner = pixels.mask
+    assert float((pixels.descriptor - expected)[inner].norm(dim=-1).mean()) < 0.15 * float(
+        expected[inner].norm(dim=-1).mean()
+    )
+
+
+def test_the_square_around_a_picture() -> None:
+    for width, height in ((60, 40), (40, 60), (50, 50)):
+        square = picture_square(width, height)
+        assert square.side == max(width, height)
+        assert square.left + square.side / 2 == (width - 1) / 2
+        assert square.top + square.side / 2 == (height - 1) / 2
+
+
+@pytest.mark.parametrize("kind", ["microwave", "drawer"])
+def test_the_axis_of_a_true_flow_is_the_true_axis(kind: Literal["microwave", "drawer"]) -> None:
+    item = Furniture(kind)
+    flow = true_flow(item, 200, 0)
+    moving = flow.displacement[:, -1].norm(dim=-1) > 1e-3
+    assert axis_error(item, flow.start[moving], flow.displacement[moving, -1]) < 0.1
+    assert axis_error(item, flow.start[moving], -flow.displacement[moving, -1]) > 20
 
 
 @pytest.mark.parametrize("item", [Furniture(), Furniture("cabinet", 0.2, 0.2, 0.3, "right"), Furniture("drawer")])

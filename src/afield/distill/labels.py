@@ -36,11 +36,17 @@ class Labels:
     contact: tuple[Bool[np.ndarray, "_h _w"] | None, ...]
     """For every view: where hand and object touch; None for views without that label."""
     descriptors: Float[Tensor, "v d rows columns"] | None
-    """For every view: a map of descriptors that covers the whole picture, in channels shared by all views."""
+    """For every view: a map of descriptors of its `picture_square`, in channels shared by all views."""
     floor: float | None = None
     """Height of what the object stands on, in metres, where it is known: nothing is below, though no camera looked there."""
     flow: Flow | None = None
     """None fits the static phase only."""
+
+
+def picture_square(width: int, height: int) -> Crop:
+    """The square around a whole picture, centred on it; its side is the longer one of the picture."""
+    side = max(width, height)
+    return Crop((width - side) / 2 - 0.5, (height - side) / 2 - 0.5, float(side))
 
 
 def describe_views(
@@ -51,25 +57,32 @@ def describe_views(
     cache: Path | None = None,
     progress: bool = True,
 ) -> tuple[Float[Tensor, "v d rows columns"], Float[Tensor, "c"], Float[Tensor, "c d"]]:
-    """Image features of whole square pictures, projected onto their principal components inside the masks.
+    """Image features of whole pictures, projected onto their principal components inside the masks.
 
     Returns:
         Descriptor maps, and mean and basis of the projection, with which a new picture is described alike.
     """
+    squares = [picture_square(view.camera.width, view.camera.height) for view in observation.views]
     images = np.stack(
-        [
-            Crop(-0.5, (view.camera.height - view.camera.width) / 2 - 0.5, view.camera.width).cut(
-                view.color, extractor.resolution
-            )
-            for view in observation.views
-        ]
+        [square.cut(view.color, extractor.resolution) for square, view in zip(squares, observation.views, strict=True)]
     )
     tokens = extract_with_progress(images, extractor, observation.name, cache=cache, progress=progress)
     unit = functional.normalize(tokens, dim=-1)
     rows = unit.shape[1]
-    masks = [np.ones(view.depth.shape, dtype=bool) if view.mask is None else view.mask for view in observation.views]
-    areas = torch.stack([torch.from_numpy(mask).float()[None] for mask in masks])
-    seen = unit[functional.interpolate(areas, size=(rows, rows), mode="area")[:, 0] > 0.5]
+    areas = []
+    for square, view in zip(squares, observation.views, strict=True):
+        mask = torch.from_numpy(np.ones(view.depth.shape, dtype=bool) if view.mask is None else view.mask).float()
+        height, width = mask.shape
+        side = round(square.side)
+        around = functional.pad(
+            mask, ((side - width) // 2, -((width - side) // 2), (side - height) // 2, -((height - side) // 2))
+        )
+        areas.append(functional.interpolate(around[None, None], size=(rows, rows), mode="area")[0, 0])
+    seen = unit[torch.stack(areas) > 0.5]
+    if len(seen) < 2:
+        raise AfieldError(
+            f"The masks of '{observation.name}' are too small for descriptors; take larger pictures of it."
+        )
     mean = seen.mean(dim=0)
     _, _, axes = torch.linalg.svd(seen - mean, full_matrices=False)
     axes = axes[:channels]
@@ -81,7 +94,8 @@ def check_labels(observation: Observation, labels: Labels) -> None:
     """Refuse what no function can be fitted to.
 
     Raises:
-        AfieldError: a single view, no or an empty mask, contact outside of all masks, no flow.
+        AfieldError: a single view, no or an empty mask, contact masks or maps of descriptors of another
+            size or number, contact outside of all masks, no flow.
     """
     name, views = observation.name, observation.views
     if len(views) < 2:
@@ -94,6 +108,17 @@ def check_labels(observation: Observation, labels: Labels) -> None:
         raise AfieldError(f"The object mask of the views {', '.join(empty)} of '{name}' is empty.")
     if len(labels.contact) != len(views):
         raise AfieldError(f"'{name}' has {len(views)} views, but {len(labels.contact)} contact masks.")
+    for view, mask in zip(views, labels.contact, strict=True):
+        if mask is not None and mask.shape != view.depth.shape:
+            size, needed = "x".join(map(str, mask.shape[::-1])), f"{view.camera.width}x{view.camera.height}"
+            raise AfieldError(
+                f"The contact mask of the view {view.name} of '{name}' is {size}; its picture is {needed}."
+            )
+    if labels.descriptors is not None and len(labels.descriptors) != len(views):
+        raise AfieldError(f"'{name}' has {len(views)} views, but {len(labels.descriptors)} maps of descriptors.")
+    if labels.descriptors is not None and labels.descriptors.shape[2] != labels.descriptors.shape[3]:
+        rows, columns = labels.descriptors.shape[2:]
+        raise AfieldError(f"The maps of descriptors of '{name}' are {columns}x{rows}, but must be square.")
     marked = [(view, mask) for view, mask in zip(views, labels.contact, strict=True) if mask is not None and mask.any()]
     if not marked:
         raise AfieldError(f"No view of '{name}' shows where the object is touched.")

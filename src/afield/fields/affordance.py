@@ -28,8 +28,11 @@ class AffordanceField(Protocol):
     """grid or neus."""
     channels: int
     """Length d of the descriptors."""
-    sharpness: Tensor
-    """Inverse width of the surface in canonical units (1/s of NeuS): how fast the density rises across it."""
+
+    @property
+    def sharpness(self) -> Tensor:
+        """Inverse width of the surface in canonical units (1/s of NeuS): how fast the density rises across it."""
+        ...
 
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """f_geo: signed distance to the surface in canonical units, negative inside."""
@@ -104,13 +107,13 @@ def _to_zero(field: AffordanceField, points: Float[Tensor, "n 3"]) -> Float[Tens
 
 
 class PositionalEncoding(nn.Module):
-    """The point itself and sines and cosines of `bands` octaves of it."""
+    """The point itself and sines and cosines of `bands` octaves of it, the lowest of `base` radians per unit."""
 
     frequencies: Tensor
 
-    def __init__(self, bands: int) -> None:
+    def __init__(self, bands: int, base: float = math.pi) -> None:
         super().__init__()
-        self.register_buffer("frequencies", math.pi * 2.0 ** torch.arange(bands), persistent=False)
+        self.register_buffer("frequencies", base * 2.0 ** torch.arange(bands), persistent=False)
         self.channels = 3 + 6 * bands
 
     def forward(self, points: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b c"]:

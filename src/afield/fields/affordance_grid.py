@@ -19,7 +19,9 @@ class GridConfig:
     resolution: int = 72
     """Vertices along each side of the signed-distance grid."""
     detail: int = 56
-    """Vertices along each side of the grid of colour, contact and descriptors."""
+    """Vertices along each side of the grid of colour and contact."""
+    described: int = 32
+    """Vertices along each side of the grid of descriptors, which image features resolve no finer."""
     channels: int = 16
     """Length d of the descriptors: principal components of the image features."""
     horizon: int = 32
@@ -34,6 +36,7 @@ class GridAffordance(nn.Module):
     """An `AffordanceField` in voxel grids over the cube from -1 to 1."""
 
     backend = "grid"
+    sharpness: Tensor
 
     def __init__(self, config: GridConfig | None = None) -> None:
         super().__init__()
@@ -44,9 +47,10 @@ class GridAffordance(nn.Module):
         ball = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).norm(dim=-1) - 0.5
         self.distance = nn.Parameter(ball)
         # The last axis of a look-up is x, so grids are stored [channel, z, y, x]; the ball is symmetric.
-        self.looks = nn.Parameter(torch.zeros(4 + self.channels, detail, detail, detail))
+        self.looks = nn.Parameter(torch.zeros(4, detail, detail, detail))
+        self.descriptors = nn.Parameter(torch.zeros(self.channels, *[self.config.described] * 3))
         self.action = ActionHead(3, self.channels, self.config.horizon, self.config.bands)
-        self.sharpness = torch.tensor(self.config.sharpness)
+        self.register_buffer("sharpness", torch.tensor(self.config.sharpness))
 
     def sdf(self, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n"]:
         """f_geo. Outside the cube the distance to the cube is added."""
@@ -63,12 +67,15 @@ class GridAffordance(nn.Module):
     ) -> tuple[Float[Tensor, "n 3"], Float[Tensor, "n d"], Float[Tensor, "n"]]:
         """f_col, f_fea, f_cnt."""
         found = look_up(self.looks, points)
-        return found[:, :3].sigmoid(), found[:, 4:], (found[:, 3] - 3.0).sigmoid()
+        return found[:, :3].sigmoid(), look_up(self.descriptors, points), (found[:, 3] - 3.0).sigmoid()
 
     def flow(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n h 3"], Float[Tensor, "n h"]]:
         """f_act; the latent of a grid is its surface normal."""
-        normal = functional.normalize(self.normal(points), dim=-1)
-        return self.action(points, normal, look_up(self.looks[4:], points))
+        return self.action(points, *self.conditions(points))
+
+    def conditions(self, points: Float[Tensor, "n 3"]) -> tuple[Float[Tensor, "n z"], Float[Tensor, "n d"]]:
+        """What the action head is told about points: normal and descriptor."""
+        return functional.normalize(self.normal(points), dim=-1), look_up(self.descriptors, points)
 
     def surface(
         self, count: int, generator: torch.Generator | None = None

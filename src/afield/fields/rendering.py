@@ -53,12 +53,15 @@ class RenderingConfig:
     """Evenly spaced samples that find the surface, without gradients."""
     samples: int = 32
     """Samples drawn where the proposal has its weight."""
+    least: float = 1e-3
+    """Sections of less weight add nothing to colour, descriptor, contact and normal, which are not looked up there."""
 
 
 def camera_rays(camera: Camera, pixels: Float[Tensor, "r 2"], center: Float[Tensor, "3"], scale: float) -> Rays:
     """Rays of pixels (x, y) in the canonical frame of an object at `center`, whose unit is `scale` metres."""
-    points = camera.backproject(pixels, torch.ones(len(pixels)))
-    ray = points - camera.position
+    x, y = (pixels[:, 0] - camera.cx) / camera.fx, (pixels[:, 1] - camera.cy) / camera.fy
+    # Not a matrix product, whose last bit depends on where in memory a pose happens to lie: fits must be repeatable.
+    ray = (torch.stack((x, y, torch.ones_like(x)), dim=-1)[:, None] * camera.T_world_camera[:3, :3]).sum(dim=-1)
     length = ray.norm(dim=-1)
     direction = ray / length[:, None]
     origin = ((camera.position - center) / scale).expand_as(direction)
@@ -140,16 +143,19 @@ def render(
         generator: jitters the samples while fitting; none for pictures.
         normals: also look up normals.
     """
-    along = sample_rays(field, rays, config or RenderingConfig(), generator)
+    config = config or RenderingConfig()
+    along = sample_rays(field, rays, config, generator)
     count, samples = along.shape
     sdf = field.sdf(_points(rays, along).reshape(-1, 3)).reshape(count, samples)
     _, weight = section_weights(sdf, torch.as_tensor(field.sharpness))
     weight = weight * rays.hits[:, None]
     middle = (along[:, 1:] + along[:, :-1]) / 2
-    points = _points(rays, middle).reshape(-1, 3)
+    ray, section = (weight.detach() >= config.least).nonzero(as_tuple=True)
+    points = rays.origin[ray] + middle[ray, section, None] * rays.direction[ray]
+    share = weight[ray, section, None]
 
     def add_up(values: Float[Tensor, "k c"]) -> Float[Tensor, "r c"]:
-        return (weight[..., None] * values.reshape(count, samples - 1, -1)).sum(dim=1)
+        return torch.zeros(count, values.shape[1]).index_add(0, ray, share * values)
 
     color, descriptor, contact = field.appearance(points)
     normal = add_up(field.normal(points)) if normals else torch.zeros(count, 3)
@@ -163,7 +169,30 @@ def render(
     )
 
 
-def render_reference(field: AffordanceField, rays: Rays, along: Float[Tensor, "r s"]) -> Rendered:
+@torch.no_grad()
+def render_view(
+    field: AffordanceField,
+    camera: Camera,
+    center: Float[Tensor, "3"],
+    scale: float,
+    config: RenderingConfig | None = None,
+    *,
+    chunk: int = 8192,
+) -> Rendered:
+    """The whole picture that a camera would see, row by row; `center` (metres) and `scale` (metres per unit) place the object.
+
+    Returns:
+        One entry a pixel, height * width of them; depth in metres.
+    """
+    row, column = torch.meshgrid(torch.arange(camera.height), torch.arange(camera.width), indexing="ij")
+    pixels = torch.stack((column, row), dim=-1).reshape(-1, 2).float()
+    parts = [render(field, camera_rays(camera, part, center, scale), config) for part in pixels.split(chunk)]
+    names = ("opacity", "depth", "color", "normal", "descriptor", "contact")
+    joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return Rendered(**{**joined, "depth": joined["depth"] * scale})
+
+
+def render_reference(field: AffordanceField, rays: Rays, along: Float[Tensor, "r s"], least: float = 1e-3) -> Rendered:
     """`render` at given distances, one ray and one section after the other: slow, to compare with."""
     rows = []
     for index in range(len(along)):
@@ -176,7 +205,8 @@ def render_reference(field: AffordanceField, rays: Rays, along: Float[Tensor, "r
             through = through * (1.0 - alpha + 1e-7)
             point = (origin + (a + b) / 2 * direction)[None]
             color, descriptor, contact = field.appearance(point)
-            parts = (1.0, (a + b) / 2 * rays.axial[index], color[0], field.normal(point)[0], descriptor[0], contact[0])
+            looks = [(weight >= least) * part[0] for part in (color, field.normal(point), descriptor, contact)]
+            parts = (1.0, (a + b) / 2 * rays.axial[index], *looks)
             sums = [total + weight * part for total, part in zip(sums, parts, strict=True)]
         rows.append(sums)
     opacity, depth, color, normal, descriptor, contact = (torch.stack(column) for column in zip(*rows, strict=True))

@@ -1,0 +1,80 @@
+"""Where an object is, and how large, by its masks alone: its visual hull."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+from torch.nn import functional
+
+from afield.errors import AfieldError
+from afield.geometry import nearest_to_lines
+from afield.observation import Observation
+
+
+def canonical_frame(observation: Observation, floor: float | None = None) -> tuple[Float[Tensor, "3"], float]:
+    """Middle and size of the object by its masks alone: those of its visual hull, above the floor if there is one."""
+    origins, directions, spans = [], [], []
+    for view in observation.views:
+        assert view.mask is not None, "checked before"
+        rows, columns = np.nonzero(view.mask)
+        middle = torch.tensor([[(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]]).float()
+        ray = functional.normalize(view.camera.backproject(middle, torch.ones(1)) - view.camera.position, dim=-1)[0]
+        origins.append(view.camera.position)
+        directions.append(ray)
+        spans.append(
+            max((columns.max() - columns.min()) / view.camera.fx, (rows.max() - rows.min()) / view.camera.fy) / 2
+        )
+    center = nearest_to_lines(torch.stack(origins), torch.stack(directions))
+    center = torch.round(center, decimals=5)  # to 10 um: the last bits of a linear solver differ between processes
+    reach = [float((origin - center).norm()) * span for origin, span in zip(origins, spans, strict=True)]
+    scale = round(1.5 * max(reach), 5)
+    if not math.isfinite(scale) or scale <= 0:
+        raise AfieldError(f"The views of '{observation.name}' do not look at one object; check cameras and masks.")
+    solid = (hull_distance(observation, center, scale, 64, floor) < 0).nonzero().flip(-1) / 63 * 2.0 - 1.0
+    low, high = solid.amin(dim=0) * scale + center, solid.amax(dim=0) * scale + center
+    return (low + high) / 2, 1.12 * float((high - low).max()) / 2
+
+
+def hull_distance(
+    observation: Observation,
+    center: Float[Tensor, "3"],
+    scale: float,
+    size: int,
+    floor: float | None = None,
+    *,
+    depth: bool = False,
+) -> Float[Tensor, "z y x"]:
+    """Signed distance to the visual hull on a grid, in canonical units: where the fit begins."""
+    axis = torch.linspace(-1.0, 1.0, size)
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    points = torch.stack((x, y, z), dim=-1).reshape(-1, 3) * scale + center
+    step = 2.0 / (size - 1)
+    inside = torch.ones(len(points), dtype=torch.bool)
+    for view in observation.views:
+        assert view.mask is not None, "checked before"
+        pixel, away = view.camera.project(points)
+        column, row = pixel[:, 0].round().long(), pixel[:, 1].round().long()
+        seen = (column >= 0) & (column < view.camera.width) & (row >= 0) & (row < view.camera.height) & (away > 0)
+        hit = (
+            seen
+            & torch.from_numpy(view.mask)[row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)]
+        )
+        if depth:  # what lies in front of a measured surface is empty
+            measured = torch.from_numpy(view.depth)[
+                row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)
+            ]
+            inside &= ~seen | (measured <= 0) | (away > measured - 0.25 * step * scale)
+        whole = not (view.mask[[0, -1]].any() or view.mask[:, [0, -1]].any())
+        inside &= hit if whole else hit | ~seen  # an object that is wholly in the picture is nowhere else
+    if floor is not None:
+        inside &= points[:, 2] >= floor
+    solid = inside.reshape(size, size, size).numpy()
+    if not solid.any():
+        raise AfieldError(f"The masks of '{observation.name}' have no common hull; check cameras and masks.")
+    outside, inner = (np.asarray(distance_transform_edt(where)) for where in (~solid, solid))
+    return torch.from_numpy((outside - inner) * step).float()
