@@ -1,7 +1,7 @@
 """Where a parallel gripper can take hold near a contact point, from the points that cameras have seen.
 
-A detector proposes grasps; what touches nothing, encloses the contact region and is centred on it comes first. `AntipodalDetector`
-needs no weights. Other detectors (AnyGrasp, say) fit in by the protocol.
+A detector proposes grasps; what touches nothing, encloses the contact region and is centred on it comes first.
+`AntipodalDetector` needs no weights. Other detectors (AnyGrasp, say) fit in by the protocol.
 """
 
 from __future__ import annotations
@@ -88,9 +88,13 @@ class AntipodalConfig:
     voxel: float = 0.003
     """Points are thinned to this distance, in metres; to three times of it where only the palm may come."""
     clearance: float = 0.010
-    """Free space between each finger and the thing, in metres; where that much is not free, half of it is tried."""
+    """Free space between each finger and the thing, in metres; less where the gripper does not open that far."""
     margin: float = 0.003
     """The gripper is thought larger by this when it is kept from touching what was seen, in metres."""
+    floor: float | None = None
+    """Height of the table, where it is known: the gripper stays above it, though pictures may not show it there. Metres."""
+    backoff: float = 0.10
+    """The way on which the gripper comes, in metres; it has to be above the floor there."""
     touching: int = 1
     """So many points inside the gripper are taken for noise."""
     keep: int = 32
@@ -200,21 +204,17 @@ class AntipodalDetector:
         width, side = high - low, 0.5 * (high + low)
         y = y - side[:, None]
         z = z - depth[:, None]
-        free = torch.zeros(len(frames), dtype=torch.bool)
-        for clearance in (config.clearance, 0.5 * config.clearance):
-            half = 0.5 * width + clearance
-            fits = (half <= gripper.max_opening / 2 + 1e-6) & self._clear(x, y, z, half)
-            free = free | fits
+        place = center + torch.einsum("fcd,fd->fc", frames, torch.stack((torch.zeros_like(side), side, depth), dim=-1))
+        half = (0.5 * width + config.clearance).clamp_max(gripper.max_opening / 2)
+        free = (half > 0.5 * width + config.margin) & self._clear(x, y, z, half)
         inside = passed & (z > -gripper.finger_length)
         wanted = (inside & region).sum(dim=1)
         share = wanted / inside.sum(dim=1).clamp_min(1)
         gathered = wanted / region.sum().clamp_min(1)
-        origin = torch.stack((torch.zeros_like(side), side, depth), dim=-1)
-        place = center + torch.einsum("fcd,fd->fc", frames, origin)
         away = ((place - middle).norm(dim=-1) - 0.01).clamp_min(0.0)
         below = frames[:, 2, 2].clamp_min(0.0)  # where the world's table is, seen or not
-        score = gathered + share + 4 * straight - below - away / 0.03 - width / gripper.max_opening
-        good = free & (wanted >= 3)
+        score = gathered + share + 4 * straight - below - away / 0.03 - 3 * width / gripper.max_opening
+        good = free & (wanted >= 3) & self._above_floor(frames, place)
         return pose_from(frames[good], place[good]), width[good], score[good]
 
     def _clear(
@@ -225,8 +225,22 @@ class AntipodalDetector:
         beside = (y.abs() > half[:, None] - margin) & (y.abs() < (half + gripper.finger_thickness + margin)[:, None])
         fingers = beside & (x.abs() < gripper.finger_width / 2 + margin) & (z < gripper.tip + margin)
         wide, long, _ = gripper.palm
-        palm = (x.abs() < wide / 2) & (y.abs() < long / 2) & (z < -gripper.finger_length)
+        palm = (x.abs() < wide / 2 + margin) & (y.abs() < long / 2 + margin) & (z < margin - gripper.finger_length)
         return (fingers | palm).sum(dim=1) <= self.config.touching
+
+    def _above_floor(self, frames: Float[Tensor, "f 3 3"], place: Float[Tensor, "f 3"]) -> Bool[Tensor, "f"]:
+        """Whether the palm's corners, on all their way, and the tips stay above the floor."""
+        if self.config.floor is None:
+            return torch.ones(len(frames), dtype=torch.bool)
+        gripper = self.gripper
+        wide, long, deep = gripper.palm
+        back = -gripper.finger_length - deep - self.config.backoff
+        heights = torch.tensor(
+            [(x * wide / 2, y * long / 2, z) for x in (-1, 1) for y in (-1, 1) for z in (back, -gripper.finger_length)]
+            + [(0.0, side * gripper.max_opening / 2, gripper.tip) for side in (-1, 1)]
+        )
+        lowest = place[:, 2] + (frames[:, 2] @ heights.T).amin(dim=1)
+        return lowest > self.config.floor + self.config.margin
 
 
 def _extent(y: Float[Tensor, "f n"], chosen: Bool[Tensor, "f n"]) -> tuple[Float[Tensor, "f"], Float[Tensor, "f"]]:
