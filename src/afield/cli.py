@@ -304,16 +304,11 @@ def bench_execute(
         seed: of the first instance.
         json_file: write figures and every trial here.
     """
-    from typing import cast
-
     from afield.benchmark import execution_bench
-    from afield.capture.furniture import Kind
     from afield.simulate.robot import Grip
 
     grip = Grip(force=force, friction=friction, impratio=impratio)
-    config = execution_bench.ExecutionBenchConfig(
-        cast("tuple[Kind, ...]", kinds), instances, task, robot, noise, turn, softness, grip, seed
-    )
+    config = execution_bench.ExecutionBenchConfig(kinds, instances, task, robot, noise, turn, softness, grip, seed)
     figures = execution_bench.run(config)
     trials = figures.pop("trials")
     _finish(figures, None)

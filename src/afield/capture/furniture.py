@@ -84,26 +84,45 @@ def world_from_extra(extra: Mapping[str, Any]) -> PlacedFurniture:
         extra: of an observation.
 
     Raises:
-        AfieldError: there is no entry `furniture`, or it is incomplete or wrong.
+        AfieldError: there is no entry `furniture`, or it is incomplete or wrong (with the entry that is).
     """
     entry = extra.get("furniture")
     if not isinstance(entry, Mapping):
         raise AfieldError("The capture remembers no furniture (no entry 'furniture'), so nothing can be simulated.")
-    names = {field.name for field in fields(Furniture)}
     place = ("x", "y", "yaw", "opened")
+    known = [field.name for field in fields(Furniture)]
     for name in entry:
-        if name not in names and name not in place:
+        if name not in known and name not in place:
             raise AfieldError(f"The capture's entry 'furniture' has an unknown '{name}'.")
-    try:
-        values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in entry.items()}
-        numbers = {name: float(values.pop(name)) for name in place}
-        item = Furniture(**values)
-        sizes = (item.width, item.depth, item.height, *numbers.values())
-        if item.kind not in get_args(Kind) or not all(math.isfinite(size) for size in sizes) or min(sizes[:3]) <= 0:
-            raise ValueError(f"kind '{item.kind}', sizes and pose {sizes}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise AfieldError(f"The capture's entry 'furniture' is incomplete or wrong: {error}.") from error
-    return PlacedFurniture(item, **numbers)
+    for name in (*place, "kind"):
+        if name not in entry:
+            raise AfieldError(f"The capture's entry 'furniture' lacks '{name}'.")
+    values = {name: _checked(name, value) for name, value in entry.items()}
+    numbers = {name: values.pop(name) for name in place}
+    return PlacedFurniture(Furniture(**values), **numbers)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": get_args(Kind), "hinge": ("left", "right"), "handle": ("bar", "knob"),
+}  # fmt: skip
+
+
+def _checked(name: str, value: object) -> Any:
+    """One entry of a remembered instance."""
+    if name in _CHOICES:
+        if value in _CHOICES[name]:
+            return value
+        raise AfieldError(f"The furniture's {name} is {value!r}; it must be one of {', '.join(_CHOICES[name])}.")
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    good = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    if name.endswith("_color"):
+        if good and len(numbers) == 3:
+            return tuple(float(x) for x in numbers)
+    elif name == "seed" and isinstance(value, int):
+        return value
+    elif good and isinstance(value, int | float) and (value > 0 or name in ("x", "y", "yaw", "opened")):
+        return float(value)
+    raise AfieldError(f"The capture's entry 'furniture' is wrong at '{name}': {value!r}.")
 
 
 def ring_cameras(

@@ -101,15 +101,16 @@ class Furniture:
         return np.array([left + self.door_width, front, 0.0]), np.array([0.0, 0.0, 1.0])
 
     @classmethod
-    def random(cls, kind: Kind, seed: int = 0) -> Furniture:
+    def random(cls, kind: str, seed: int = 0) -> Furniture:
         """An instance whose proportions, colours, handle and hinge are drawn; a robot on the table can reach all of it."""
-        if kind not in _SIZES:
+        known = next((name for name in _SIZES if name == kind), None)
+        if known is None:
             raise AfieldError(f"There is no furniture of kind '{kind}'; choose {', '.join(_SIZES)}.")
-        generator = np.random.default_rng([seed, list(_SIZES).index(kind)])
-        width, depth, height = (round(float(generator.uniform(*limits)), 3) for limits in _SIZES[kind])
+        generator = np.random.default_rng([seed, list(_SIZES).index(known)])
+        width, depth, height = (round(float(generator.uniform(*limits)), 3) for limits in _SIZES[known])
         body, part, grip = (_COLORS[int(index)] for index in generator.choice(len(_COLORS), 3, replace=False))
         return cls(
-            kind,
+            known,
             width,
             depth,
             height,

@@ -115,7 +115,7 @@ def build_execution_world(placed: PlacedFurniture, robot: Robot, grip: Grip | No
 def execute_trajectory(
     placed: PlacedFurniture,
     poses: Float[Tensor, "n 4 4"],
-    opening: Float[Tensor, "n"],
+    opening: Float[Tensor, "m"],
     labels: Sequence[str] | None = None,
     *,
     task: Task = "open",
@@ -131,7 +131,7 @@ def execute_trajectory(
     Args:
         placed: the furniture and its first joint position (`world_from_extra`).
         poses: T_world_gripper in metres; +z approaches, the fingers close along y.
-        opening: distance of the fingers in metres once a pose is reached.
+        opening: distance of the fingers in metres once a pose is reached, one for each pose.
         labels: of the waypoints, for sentences about them.
         task: which way the joint is to move.
         robot: the Panda if None.
@@ -211,7 +211,7 @@ def film_execution(
 
 
 def _check(
-    poses: Float[Tensor, "n 4 4"], opening: Float[Tensor, "n"], labels: Sequence[str]
+    poses: Float[Tensor, "n 4 4"], opening: Float[Tensor, "m"], labels: Sequence[str]
 ) -> tuple[Float[np.ndarray, "n 4 4"], Float[np.ndarray, "n"]]:
     if len(poses) < 2 or len(opening) != len(poses) or len(labels) != len(poses):
         raise AfieldError(
