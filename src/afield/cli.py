@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -351,6 +351,51 @@ def bench_fit(
     from afield.benchmark import fit_bench
 
     _finish(fit_bench.run(fit_bench.FitBenchConfig(kind=kind, seed=seed)), json_file)
+
+
+@bench_app.command(name="execute")
+def bench_execute(
+    kinds: tuple[str, ...] = ("microwave", "cabinet", "drawer"),
+    instances: int = 8,
+    task: Literal["open", "close"] = "open",
+    robot: str = "panda",
+    noise: float = 0.0,
+    turn: float = 0.0,
+    softness: float = 1.0,
+    force: float = 40.0,
+    friction: float = 1.0,
+    impratio: float = 10.0,
+    seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Open or close random furniture in physics along the trajectory of one who knows it (docs/execution.md).
+
+    Args:
+        kinds: microwave, cabinet, drawer, oven, laptop.
+        instances: random ones of each kind.
+        task: which way the joint is to move.
+        robot: name or description of an arm with a gripper.
+        noise: shift the trajectory by this in a random direction, in metres.
+        turn: and turn it by this about a random axis through its grasp, in degrees.
+        softness: divide the arm's stiffness by this.
+        force: of a finger, in newtons.
+        friction: of the finger pads.
+        impratio: MuJoCo's ratio of frictional to normal impedance.
+        seed: of the first instance.
+        json_file: write figures and every trial here.
+    """
+    from afield.benchmark import execution_bench
+    from afield.simulate.robot import Grip
+
+    grip = Grip(force=force, friction=friction, impratio=impratio)
+    config = execution_bench.ExecutionBenchConfig(kinds, instances, task, robot, noise, turn, softness, grip, seed)
+    figures = execution_bench.run(config)
+    trials = figures.pop("trials")
+    _finish(figures, None)
+    if json_file is not None:
+        from afield.artifacts import write_json
+
+        write_json(json_file, {**figures, "trials": trials})
 
 
 @bench_app.command(name="halving")

@@ -1,4 +1,4 @@
-"""Pictures of furniture: from a ring of cameras, as a skill is learnt, and from one RGB-D camera, as a robot sees it.
+"""Pictures and points of furniture: from a ring of cameras, as a skill is learnt, and from one RGB-D camera, as a robot sees it.
 
 Drawing needs a process that was started with the variables of `opengl_environment` (`draw_elsewhere`).
 """
@@ -8,13 +8,16 @@ Drawing needs a process that was started with the variables of `opengl_environme
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, get_args
 
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Bool
+import trimesh
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from afield.capture.furniture_model import BODY as BODY
 from afield.capture.furniture_model import HANDLE as HANDLE
@@ -27,8 +30,6 @@ from afield.capture.furniture_model import add_furniture as add_furniture
 from afield.capture.furniture_model import add_material
 from afield.capture.furniture_model import handle_box as handle_box
 from afield.capture.furniture_model import joint_motion as joint_motion
-from afield.capture.furniture_model import surface_points as surface_points
-from afield.capture.furniture_model import world_from_extra as world_from_extra
 from afield.capture.objects import TABLE_GROUP
 from afield.capture.rendered import bodies_of, measure
 from afield.errors import AfieldError
@@ -37,6 +38,91 @@ from afield.observation import Camera, Observation, View
 
 MOST_SIDEWAYS = math.radians(60.0)
 """A camera farther from the front than this does not see handle and front well enough."""
+
+
+def surface_points(item: Furniture, count: int, seed: int = 0) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, "n"]]:
+    """Points evenly on the outer surface at rest, and which of them belong to the moving part."""
+    spec = mujoco.MjSpec()
+    add_furniture(spec, item)
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    part = model.body(f"{BODY}_{PART}").id
+    boxes = []
+    for geom in range(model.ngeom):
+        place = np.eye(4)
+        place[:3, :3], place[:3, 3] = data.geom_xmat[geom].reshape(3, 3), data.geom_xpos[geom]
+        boxes.append(trimesh.creation.box(2 * model.geom_size[geom], place))
+    points, owner = [], []
+    generator = np.random.default_rng(seed)
+    area = np.array([box.area for box in boxes])
+    for index, box in enumerate(boxes):
+        amount = max(1, round(3 * count * area[index] / area.sum()))
+        found = trimesh.sample.sample_surface(box, amount, seed=int(generator.integers(1 << 30)))[0]
+        points.append(np.asarray(found))
+        owner.append(np.full(len(points[-1]), index))
+    place, mine = np.concatenate(points), np.concatenate(owner)
+    hidden = np.zeros(len(place), dtype=bool)
+    for index in range(len(boxes)):
+        local = (place - data.geom_xpos[index]) @ data.geom_xmat[index].reshape(3, 3)
+        inside = np.all(np.abs(local) < model.geom_size[index] + 1e-4, axis=1)
+        hidden |= inside & (mine != index)
+    # The hollow behind the door, and the faces that door and frame turn to each other.
+    low = np.array([-item.width / 2 + 1e-3, -item.depth / 2 - 1e-4, 1e-3])
+    high = np.array([item.width / 2 - 1e-3, item.depth / 2 - 1e-3, item.height - 1e-3])
+    hidden |= np.all((place > low) & (place < high), axis=1)
+    keep = np.flatnonzero(~hidden)
+    keep = generator.permutation(keep)[:count]
+    moves = np.array([int(model.geom_bodyid[index]) == part for index in range(len(boxes))])
+    return torch.from_numpy(place[keep]).float(), torch.from_numpy(moves[mine[keep]])
+
+
+def world_from_extra(extra: Mapping[str, Any]) -> PlacedFurniture:
+    """The furniture that a capture remembers.
+
+    Args:
+        extra: of an observation.
+
+    Raises:
+        AfieldError: there is no entry `furniture`, or it is incomplete or wrong (with the entry that is).
+    """
+    entry = extra.get("furniture")
+    if not isinstance(entry, Mapping):
+        raise AfieldError("The capture remembers no furniture (no entry 'furniture'), so nothing can be simulated.")
+    place = ("x", "y", "yaw", "opened")
+    known = [field.name for field in fields(Furniture)]
+    for name in entry:
+        if name not in known and name not in place:
+            raise AfieldError(f"The capture's entry 'furniture' has an unknown '{name}'.")
+    for name in (*place, "kind"):
+        if name not in entry:
+            raise AfieldError(f"The capture's entry 'furniture' lacks '{name}'.")
+    values = {name: _checked(name, value) for name, value in entry.items()}
+    numbers = {name: values.pop(name) for name in place}
+    return PlacedFurniture(Furniture(**values), **numbers)
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "kind": get_args(Kind), "hinge": ("left", "right"), "handle": ("bar", "knob"),
+}  # fmt: skip
+
+
+def _checked(name: str, value: object) -> Any:
+    """One entry of a remembered instance."""
+    if name in _CHOICES:
+        if value in _CHOICES[name]:
+            return value
+        raise AfieldError(f"The furniture's {name} is {value!r}; it must be one of {', '.join(_CHOICES[name])}.")
+    numbers: list[Any] = list(value) if isinstance(value, list | tuple) else [value]
+    good = all(isinstance(x, int | float) and math.isfinite(x) for x in numbers)
+    if name.endswith("_color"):
+        if good and len(numbers) == 3:
+            return tuple(float(x) for x in numbers)
+    elif name == "seed" and isinstance(value, int):
+        return value
+    elif good and isinstance(value, int | float) and (value > 0 or name in ("x", "y", "yaw", "opened")):
+        return float(value)
+    raise AfieldError(f"The capture's entry 'furniture' is wrong at '{name}': {value!r}.")
 
 
 def ring_cameras(

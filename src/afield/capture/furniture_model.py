@@ -9,17 +9,14 @@ tried on another. Nothing is downloaded, and nothing is owed to anybody. Picture
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import mujoco
 import numpy as np
-import torch
-import trimesh
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from scipy.spatial.transform import Rotation
-from torch import Tensor
 
 from afield.capture.objects import TABLE_GROUP
 from afield.errors import AfieldError
@@ -75,7 +72,7 @@ class Furniture:
     @property
     def travel(self) -> float:
         """How far the joint goes when it is opened in a demonstration: radians, or metres for a drawer."""
-        degrees = {"oven": 65.0, "laptop": 100.0}.get(self.kind, 75.0)
+        degrees = {"oven": 50.0, "laptop": 100.0}.get(self.kind, 75.0)
         return 0.6 * self.depth if self.slides else math.radians(degrees)
 
     @property
@@ -104,15 +101,16 @@ class Furniture:
         return np.array([left + self.door_width, front, 0.0]), np.array([0.0, 0.0, 1.0])
 
     @classmethod
-    def random(cls, kind: Kind, seed: int = 0) -> Furniture:
+    def random(cls, kind: str, seed: int = 0) -> Furniture:
         """An instance whose proportions, colours, handle and hinge are drawn; a robot on the table can reach all of it."""
-        if kind not in _SIZES:
+        known = next((name for name in _SIZES if name == kind), None)
+        if known is None:
             raise AfieldError(f"There is no furniture of kind '{kind}'; choose {', '.join(_SIZES)}.")
-        generator = np.random.default_rng([seed, list(_SIZES).index(kind)])
-        width, depth, height = (round(float(generator.uniform(*limits)), 3) for limits in _SIZES[kind])
+        generator = np.random.default_rng([seed, list(_SIZES).index(known)])
+        width, depth, height = (round(float(generator.uniform(*limits)), 3) for limits in _SIZES[known])
         body, part, grip = (_COLORS[int(index)] for index in generator.choice(len(_COLORS), 3, replace=False))
         return cls(
-            kind,
+            known,
             width,
             depth,
             height,
@@ -167,35 +165,6 @@ class PlacedFurniture:
     def extra(self) -> dict[str, Any]:
         """The entry `furniture` of `Observation.extra`."""
         return {**asdict(self.item), "x": self.x, "y": self.y, "yaw": self.yaw, "opened": self.opened}
-
-
-def world_from_extra(extra: Mapping[str, Any]) -> PlacedFurniture:
-    """The furniture that a capture remembers.
-
-    Args:
-        extra: of an observation.
-
-    Raises:
-        AfieldError: there is no entry `furniture`, or it is incomplete or wrong.
-    """
-    entry = extra.get("furniture")
-    if not isinstance(entry, Mapping):
-        raise AfieldError("The capture remembers no furniture (no entry 'furniture'), so nothing can be simulated.")
-    names = {field.name for field in fields(Furniture)}
-    place = ("x", "y", "yaw", "opened")
-    for name in entry:
-        if name not in names and name not in place:
-            raise AfieldError(f"The capture's entry 'furniture' has an unknown '{name}'.")
-    try:
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
-        numbers = {name: float(values.pop(name)) for name in place}
-        item = Furniture(**values)
-        sizes = (item.width, item.depth, item.height, *numbers.values())
-        if item.kind not in get_args(Kind) or not all(math.isfinite(size) for size in sizes) or min(sizes[:3]) <= 0:
-            raise ValueError(f"kind '{item.kind}', sizes and pose {sizes}")
-    except (KeyError, TypeError, ValueError) as error:
-        raise AfieldError(f"The capture's entry 'furniture' is incomplete or wrong: {error}.") from error
-    return PlacedFurniture(item, **numbers)
 
 
 def add_furniture(spec: mujoco.MjSpec, furniture: Furniture | PlacedFurniture, name: str = BODY) -> mujoco.MjsBody:
@@ -322,43 +291,6 @@ def joint_motion(item: Furniture, amount: float) -> Float[np.ndarray, "4 4"]:
     turn = Rotation.from_rotvec(amount * axis).as_matrix()
     motion[:3, :3], motion[:3, 3] = turn, point - turn @ point
     return motion
-
-
-def surface_points(item: Furniture, count: int, seed: int = 0) -> tuple[Float[Tensor, "n 3"], Bool[Tensor, "n"]]:
-    """Points evenly on the outer surface at rest, and which of them belong to the moving part."""
-    spec = mujoco.MjSpec()
-    add_furniture(spec, item)
-    model = spec.compile()
-    data = mujoco.MjData(model)
-    mujoco.mj_forward(model, data)
-    part = model.body(f"{BODY}_{PART}").id
-    boxes = []
-    for geom in range(model.ngeom):
-        place = np.eye(4)
-        place[:3, :3], place[:3, 3] = data.geom_xmat[geom].reshape(3, 3), data.geom_xpos[geom]
-        boxes.append(trimesh.creation.box(2 * model.geom_size[geom], place))
-    points, owner = [], []
-    generator = np.random.default_rng(seed)
-    area = np.array([box.area for box in boxes])
-    for index, box in enumerate(boxes):
-        amount = max(1, round(3 * count * area[index] / area.sum()))
-        found = trimesh.sample.sample_surface(box, amount, seed=int(generator.integers(1 << 30)))[0]
-        points.append(np.asarray(found))
-        owner.append(np.full(len(points[-1]), index))
-    place, mine = np.concatenate(points), np.concatenate(owner)
-    hidden = np.zeros(len(place), dtype=bool)
-    for index in range(len(boxes)):
-        local = (place - data.geom_xpos[index]) @ data.geom_xmat[index].reshape(3, 3)
-        inside = np.all(np.abs(local) < model.geom_size[index] + 1e-4, axis=1)
-        hidden |= inside & (mine != index)
-    # The hollow behind the door, and the faces that door and frame turn to each other.
-    low = np.array([-item.width / 2 + 1e-3, -item.depth / 2 - 1e-4, 1e-3])
-    high = np.array([item.width / 2 - 1e-3, item.depth / 2 - 1e-3, item.height - 1e-3])
-    hidden |= np.all((place > low) & (place < high), axis=1)
-    keep = np.flatnonzero(~hidden)
-    keep = generator.permutation(keep)[:count]
-    moves = np.array([int(model.geom_bodyid[index]) == part for index in range(len(boxes))])
-    return torch.from_numpy(place[keep]).float(), torch.from_numpy(moves[mine[keep]])
 
 
 def add_material(spec: mujoco.MjSpec, name: str, color: Color, seed: int) -> str:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def densify(
 ) -> tuple[Float[np.ndarray, "p 4 4"], Int[np.ndarray, "p"]]:
     """Poses in small steps, turned about the shortest way, and the waypoint that each leads to."""
     found, leads = [poses[0]], [0]
-    for index, (first, last) in enumerate(zip(poses[:-1], poses[1:], strict=True), start=1):
+    for index, (first, last) in enumerate(itertools.pairwise(poses), start=1):
         turns = Rotation.from_matrix(np.stack((first[:3, :3], last[:3, :3])))
         angle = float((turns[0].inv() * turns[1]).magnitude())
         far = float(np.linalg.norm(last[:3, 3] - first[:3, 3]))

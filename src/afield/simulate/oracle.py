@@ -53,9 +53,10 @@ def ideal_trajectory(
 def _handle_grasp(item: Furniture) -> Float[np.ndarray, "4 4"]:
     """The fingers close across the handle at rest; the gripper comes from the front, tilted down where the table is near."""
     center, half = handle_box(item)
-    lying = half[0] > half[2] or item.kind == "drawer"
-    # The hand is 21 cm long in the direction in which it closes, and reaches to 4 cm behind the finger tips.
-    room, tilt = 0.02, math.radians(0.0 if lying else 15.0)
+    lying = half[0] > half[2] or item.kind in ("drawer", "oven")
+    # An oven's door turns the gripper upwards while it opens, so it begins looking down. The hand is 21 cm long in the
+    # direction in which it closes, and begins 4 cm behind the point between the finger tips.
+    room, tilt = 0.02, math.radians({"oven": 35.0, "drawer": 0.0}.get(item.kind, 15.0))
     while lying and center[2] + 0.037 * math.sin(tilt) - 0.105 * math.cos(tilt) < room and tilt < math.radians(60.0):
         tilt += math.radians(5.0)
     approach = np.array([0.0, math.cos(tilt), -math.sin(tilt)])
@@ -68,8 +69,8 @@ def _push(item: Furniture) -> Float[np.ndarray, "4 4"]:
     tip = 0.009  # the fingers reach this far beyond the point between them
     center, half = handle_box(item)
     if item.kind == "laptop":
-        point = np.array([0.0, -0.3 * item.depth, item.height + LID])
-        return _pose(point + [0.0, 0.0, tip], np.array([0.0, 0.0, -1.0]), np.array([1.0, 0.0, 0.0]))
+        point = np.array([0.0, -0.3 * item.depth, item.height + LID + tip])
+        return _pose(point, np.array([0.0, 0.0, -1.0]), np.array([1.0, 0.0, 0.0]))
     front = -item.depth / 2 - item.wall
     if item.slides:
         return _pose(
