@@ -43,6 +43,7 @@ ELSEWHERE = {
 
 
 def main() -> None:
+    """Write all of them."""
     observation, handles = draw_elsewhere(
         photograph_furniture, SHOWN, ring_cameras(SHOWN, 12, 160), name="microwave_shown"
     )

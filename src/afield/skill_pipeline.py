@@ -24,7 +24,7 @@ from afield.errors import AfieldError
 from afield.fields.volume import Volume
 from afield.observation import Observation
 from afield.perception.features import extractor_by_name
-from afield.perception.grasps import AntipodalDetector, GraspDetector
+from afield.perception.grasps import AntipodalConfig, AntipodalDetector, GraspDetector
 from afield.scene import estimate_normals
 from afield.simulate.articulated import ExecutionTest, execute_trajectory, film_execution
 from afield.skill_run import SkillRun
@@ -120,7 +120,8 @@ def act_from_files(
     seconds["align"] = time.monotonic() - begin
     refuse_if_unlike(skill, observation, result, force=force)
     begin = time.monotonic()
-    trajectory = grasp_and_move(skill, observation, result, config.decode, detector or AntipodalDetector())
+    detector = detector or AntipodalDetector(AntipodalConfig(floor=target.table))
+    trajectory = grasp_and_move(skill, observation, result, config.decode, detector)
     seconds["grasp"] = time.monotonic() - begin
     return SkillRun(
         skill,

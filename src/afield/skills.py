@@ -24,6 +24,7 @@ from afield.artifacts import HEADER_NAME, load_artifact, read_json, write_artifa
 from afield.errors import AfieldError
 from afield.fields.affordance import AffordanceField
 from afield.fields.affordance_grid import GridAffordance, GridConfig
+from afield.fields.affordance_neus import NeusAffordance, NeusConfig
 
 CONTACT = 0.5
 """Probability above which a surface point counts as touched."""
@@ -89,8 +90,7 @@ class Skill:
             "name": self.name,
             "narration": self.narration,
             "backend": self.field.backend,
-            "config": asdict(getattr(self.field, "config")),  # noqa: B009
-            "sharpness": float(self.field.sharpness),
+            "config": asdict(_module(self.field).config),
             "scale": self.scale,
             "floor": self.floor,
             "mode": self.mode,
@@ -136,20 +136,23 @@ class Skill:
         )
 
 
-def _module(function: AffordanceField) -> torch.nn.Module:
-    assert isinstance(function, torch.nn.Module), "both backends are modules"
+def _module(function: AffordanceField) -> GridAffordance | NeusAffordance:
+    assert isinstance(function, GridAffordance | NeusAffordance), "these are the backends"
     return function
 
 
-def _field(header: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> AffordanceField:
+def _field(header: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path) -> GridAffordance | NeusAffordance:
     """Build the backend that the header names and fill it."""
-    if header["backend"] != "grid":
-        raise AfieldError(f"{folder} holds a function of the backend '{header['backend']}'; this release reads grid.")
+    backend = header["backend"]
     try:
-        config = GridConfig(**{**header["config"], "resolution": state["distance"].shape[0]})
-        function = GridAffordance(config)
+        if backend == "grid":
+            side = state["distance"].shape[0]
+            function = GridAffordance(GridConfig(**{**header["config"], "resolution": side}))
+        elif backend == "neus":
+            function = NeusAffordance(NeusConfig(**header["config"]))
+        else:
+            raise AfieldError(f"{folder} holds a function of the backend '{backend}'; this release reads grid and neus.")
         function.load_state_dict(dict(state))
     except (KeyError, TypeError, RuntimeError) as error:
         raise AfieldError(f"The tensors in {folder} do not fit its configuration: {error}") from error
-    function.sharpness = torch.tensor(float(header.get("sharpness", config.sharpness)))
     return function.requires_grad_(False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import roma
 import torch
@@ -54,6 +54,7 @@ class Grasps:
         return len(self.width)
 
 
+@runtime_checkable
 class GraspDetector(Protocol):
     """Proposes grasps around the points that should be touched."""
 
