@@ -6,7 +6,7 @@ import pytest
 import torch
 from skill_samples import ANGLE, HINGE, KNOB, BoxWithKnob, box_skill, seen_box, somewhere
 
-from afield.alignment import AlignConfig, Problem, Similarity, Weights, align, first_guesses
+from afield.alignment import AlignConfig, Problem, Similarity, Weights, align, align_cloud, first_guesses
 from afield.alignment_adam import AdamAlignConfig, align_adam, rank_views
 from afield.fields.volume import Volume
 from afield.geometry import rotation_about_axis
@@ -168,3 +168,14 @@ def test_the_printed_way_reaches_the_same_place(volume: Volume) -> None:
     best = align_adam(function, volume, target, 0.2, box_skill().contact_points(), config).similarity
     assert math.degrees(math.acos((float(torch.trace(best.rotation[0])) - 1) / 2)) < 4.0
     assert float((best.invert(KNOB[None])[0, 0] - KNOB * 0.2 - pose[:3, 3]).norm()) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cloud_in_another_frame_and_unit_is_laid_onto_the_surface(volume: Volume, seed: int) -> None:
+    function = BoxWithKnob()
+    points, _ = function.surface(400, torch.Generator().manual_seed(seed))
+    other = replace(_some(1, seed), log_scale=torch.full((1, 3), 1.3))
+    cloud = other.invert(points)[0]  # a camera's frame: any rotation, other units
+    best = align_cloud(volume, cloud).similarity[ONE]
+    assert float((best.apply(cloud)[0] - points).norm(dim=-1).mean()) < 0.03
+    assert float(best.log_scale[0, 0]) == pytest.approx(1.3, abs=0.03)

@@ -7,6 +7,7 @@ paper's own way, rendering and Adam.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field, replace
 
@@ -213,10 +214,11 @@ class Problem:
         ]
         difference = (value[..., 1 : channels - 1] - self.target.descriptors) / weights.feature
         parts.append(("feature", Quadratic.of(difference, slope[..., 1 : channels - 1, :] / weights.feature, jacobian)))
-        empty, way = self.volume.look_up(state.apply(self.target.free))
-        deep = empty[..., :1].clamp_max(0.0) / weights.free
-        slope = way[..., :1, :] * (deep < 0).unsqueeze(-1) / weights.free
-        parts.append(("free", Quadratic.of(deep, slope, state.derivative(self.target.free))))
+        if len(self.target.free):
+            empty, way = self.volume.look_up(state.apply(self.target.free))
+            deep = empty[..., :1].clamp_max(0.0) / weights.free
+            slope = way[..., :1, :] * (deep < 0).unsqueeze(-1) / weights.free
+            parts.append(("free", Quadratic.of(deep, slope, state.derivative(self.target.free))))
         if self.like_contact is not None and self.contact is not None:
             place, jacobian = state.apply(self.like_contact), state.derivative(self.like_contact)
             nearest = self.contact[torch.cdist(place, self.contact.expand(len(state), -1, -1)).argmin(dim=-1)]
@@ -284,6 +286,51 @@ def align(
     order = fine.quadratic.cost.argsort(stable=True)
     terms = {name: value[order] for name, value in fine.quadratic.terms.items()}
     return Alignment(fine.state[order], fine.quadratic.cost[order], terms)
+
+
+def align_cloud(volume: Volume, points: Float[Tensor, "n 3"], steps: int = 40) -> Alignment:
+    """T_oc of III-C: the similarity that lays a cloud of an object in another frame onto its signed distance.
+
+    The principal axes of both give 24 starts, the bounding boxes' diagonals the scale; nothing is known of up or size.
+
+    Args:
+        volume: the object's baked function.
+        points: the cloud, in any unit, for instance where tracks begin in a camera's frame.
+        steps: trial steps of the solver.
+    """
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    own_low, own_high = volume.surface.amin(dim=0), volume.surface.amax(dim=0)
+    rotation = _principal_axes(volume.surface) @ _turns() @ _principal_axes(points).T
+    count, pivot = len(rotation), points.mean(dim=0)
+    scale = ((own_high - own_low).norm() / (high - low).norm()).log()
+    start = Similarity(
+        rotation, volume.surface.mean(dim=0).expand(count, 3), scale.expand(count, 3), torch.ones(count, 3), pivot
+    )
+    nothing = torch.zeros(len(points), volume.descriptors.shape[1])
+    target = Target(points, nothing, torch.zeros_like(points), torch.zeros(0, 3), pivot)
+    weights = Weights(feature=1e6, tilt=math.inf, scale=1e6, stretch=0.0)
+    problem = Problem(volume, target, weights, float((-scale).exp()), None)
+    solved = minimize_lm(problem, start, LevenbergMarquardtConfig(steps), _equal_scales())
+    order = solved.quadratic.cost.argsort(stable=True)
+    return Alignment(solved.state[order], solved.quadratic.cost[order], {})
+
+
+def _principal_axes(points: Float[Tensor, "n 3"]) -> Float[Tensor, "3 3"]:
+    """Columns, the longest first; a rotation."""
+    _, _, axes = torch.linalg.svd(points - points.mean(dim=0), full_matrices=False)
+    return (axes * torch.linalg.det(axes)).T
+
+
+def _turns() -> Float[Tensor, "24 3 3"]:
+    """All rotations of a cube."""
+    found = []
+    for order in itertools.permutations(range(3)):
+        for signs in itertools.product((1.0, -1.0), repeat=3):
+            turn = torch.zeros(3, 3)
+            turn[torch.arange(3), torch.tensor(order)] = torch.tensor(signs)
+            if float(torch.linalg.det(turn)) > 0:
+                found.append(turn)
+    return torch.stack(found)
 
 
 def like_contact(volume: Volume, target: Target, share: float = 0.03) -> Float[Tensor, "l 3"]:

@@ -398,6 +398,35 @@ def bench_execute(
         write_json(json_file, {**figures, "trials": trials})
 
 
+@bench_app.command(name="align")
+def bench_align(
+    objects: Path | None = None,
+    trials: int = 10,
+    rows: tuple[str, ...] = (),
+    out: Out = Path("runs/bench_align"),
+    seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Align skills with other instances, each seen once from one side, in several ways.
+
+    Args:
+        objects: manifest of articulated objects and pairs of them (docs/affordance.md); the shipped one by default.
+        trials: views per pair.
+        rows: only these ways to align; `default` is what `afield act` does.
+        out: work folder; an interrupted run goes on from there.
+        seed: seed of views and sizes.
+        json_file: write shares, medians and every trial here.
+    """
+    from afield.artifacts import write_json
+    from afield.benchmark import align_bench
+
+    config = align_bench.AlignBenchConfig(objects or align_bench.SHIPPED, trials, rows, out, seed)
+    result = align_bench.run(config)
+    _say(align_bench.markdown(result))
+    if json_file is not None:
+        write_json(json_file, result)
+
+
 @bench_app.command(name="halving")
 def bench_halving(
     run: Path = Path("runs/demo"),

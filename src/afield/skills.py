@@ -151,7 +151,9 @@ def _field(header: Mapping[str, Any], state: Mapping[str, Tensor], folder: Path)
         elif backend == "neus":
             function = NeusAffordance(NeusConfig(**header["config"]))
         else:
-            raise AfieldError(f"{folder} holds a function of the backend '{backend}'; this release reads grid and neus.")
+            raise AfieldError(
+                f"{folder} holds a function of the backend '{backend}'; this release reads grid and neus."
+            )
         function.load_state_dict(dict(state))
     except (KeyError, TypeError, RuntimeError) as error:
         raise AfieldError(f"The tensors in {folder} do not fit its configuration: {error}") from error

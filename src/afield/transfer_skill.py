@@ -82,9 +82,17 @@ def transfer_skill(
         alignment = align_adam(skill.field, volume, target, skill.scale, region, config.adam)
     else:
         alignment = align(volume, target, skill.scale, skill.floor, region, config.align)
+    return carry_over(skill, target, volume, alignment, config.decode)
+
+
+def carry_over(
+    skill: Skill, target: Target, volume: Volume, alignment: Alignment, config: DecodeConfig
+) -> SkillTransfer:
+    """Contact and motion of a skill by an alignment with what is seen."""
+    region = skill.contact_points()
     best = alignment.similarity[torch.tensor([0])]
     contact, touched = find_contact(best, target, region)
-    motions = carry_motions(skill, volume, best, region.mean(dim=0), config.decode)
+    motions = carry_motions(skill, volume, best, region.mean(dim=0), config)
     return SkillTransfer(
         alignment, contact, touched, motions, joint_from_motions(motions), judge(best, alignment, volume, target)
     )

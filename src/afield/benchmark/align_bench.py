@@ -6,19 +6,22 @@ laptops, one RGB-D view within 60 degrees of the front, other sizes, real featur
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
+from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from afield.alignment import AlignConfig, Weights
-from afield.artifacts import read_json
+from afield.artifacts import read_json, write_json
+from afield.benchmark.align_rows import ROWS, Row
 from afield.capture.articulated import (
     ArticulatedObject,
     Photographs,
@@ -29,21 +32,22 @@ from afield.capture.articulated import (
     ring,
 )
 from afield.capture.opengl import draw_elsewhere
+from afield.decoding import DecodeConfig
 from afield.distill import FitConfig, Flow, Labels, fit_affordance
 from afield.distill.labels import describe_views
 from afield.errors import AfieldError
 from afield.fields.volume import Volume
-from afield.geometry import look_at
-from afield.observation import Camera
+from afield.geometry import look_at, rotation_about_axis
+from afield.observation import Camera, Observation
 from afield.perception.features import extractor_by_name
 from afield.skills import DescriptorBasis, Skill
 from afield.target import Target, see_target
-from afield.transfer_skill import SkillTransferConfig, transfer_skill
+from afield.transfer_skill import SkillTransfer, carry_over
 
+VERSION = 1
+"""Changes when a trial of an older version is worth nothing any more."""
 EXTRACTOR = "dinov2-s-embedded"
 SHIPPED = Path(__file__).parents[1] / "samples" / "articulated_objects.json"
-NO_FEATURES = 1e6
-"""So wide that a residual does not count."""
 
 
 @dataclass(frozen=True)
@@ -61,70 +65,108 @@ class AlignBenchConfig:
     seed: int = 0
 
 
-ROWS: dict[str, AlignConfig] = {
-    "surface": AlignConfig(weights=Weights(feature=NO_FEATURES), fine=0),
-    "both": AlignConfig(fine=0),
-    "default": AlignConfig(),
-    "rigid": AlignConfig(weights=Weights(stretch=0.0), mirror=False),
-}
-
-
 @dataclass(frozen=True)
 class Truth:
     """What the maker of a scene knows of it, in the world."""
 
-    handle: np.ndarray
-    """Points on the handle."""
+    handle: Float[np.ndarray, "k 3"]
+    """Points on the handle, in metres."""
     kind: str
-    point: np.ndarray
-    axis: np.ndarray
+    """hinge or slide."""
+    point: Float[np.ndarray, "3"]
+    axis: Float[np.ndarray, "3"]
+    yaw: float
+    """How the object is turned about +z, in radians."""
+    scale: float
+    """Its size against the manifest's."""
     diagonal: float
-    contact: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """In metres."""
 
 
 def run(config: AlignBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     """Align every pair in every way; see the module's head.
 
     Returns:
-        `share_ok` per row and pair, `share_ok_default` over all pairs of different instances, and every trial.
+        `share_ok_default` over all pairs of different instances, shares and medians by row and pair, every trial, and what had
+        to be skipped and why.
+
+    Raises:
+        AfieldError: the manifest names no pairs, or a row is unknown.
     """
     manifest = read_objects(config.objects)
     pairs = read_json(config.objects).get("pairs", [])
+    if not pairs or not all(len(pair) == 2 and set(pair) <= set(manifest) for pair in pairs):
+        raise AfieldError(f"{config.objects} must name pairs of its own objects: [[shown, seen], ...].")
+    unknown = sorted(set(config.rows) - set(ROWS))
+    if unknown:
+        raise AfieldError(f"There is no row '{unknown[0]}'; choose from {', '.join(ROWS)}.")
     rows = {name: ROWS[name] for name in (config.rows or ROWS)}
     trials, skipped = [], []
     work = [(a, b, trial) for a, b in pairs for trial in range(config.trials)]
     for first, second, trial in tqdm(work, "align", unit="trial", disable=not progress):
+        if any(entry["pair"] == [first, second] for entry in skipped):
+            continue
         try:
-            skill = make_skill(manifest[first], config)
-            trials += _trial(skill, manifest[second], trial, rows, config)
+            trials += _kept_trial(manifest[first], manifest[second], trial, rows, config)
         except AfieldError as error:
-            if trial == 0:
-                skipped.append({"pair": [first, second], "why": str(error)})
-    return {"trials": trials, "skipped": skipped, **summarize(trials)}
+            skipped.append({"pair": [first, second], "why": str(error)})
+    return {
+        **summarize(trials),
+        "trials": trials,
+        "skipped": skipped,
+        "config": {"trials": config.trials, "seed": config.seed},
+    }
+
+
+def _kept_trial(
+    first: ArticulatedObject, second: ArticulatedObject, trial: int, rows: Mapping[str, Row], config: AlignBenchConfig
+) -> list[dict[str, Any]]:
+    """A trial out of the work folder, or a new one; rows that are there are not done again."""
+    file = config.out / "trials" / f"{first.name}--{second.name}--{config.seed}-{trial}.json"
+    stamp = hashlib.sha256(repr((first, second, VERSION)).encode()).hexdigest()[:16]
+    kept = read_json(file) if file.is_file() else {}
+    known = {entry["row"]: entry for entry in kept.get("rows", [])} if kept.get("stamp") == stamp else {}
+    missing = {name: row for name, row in rows.items() if name not in known}
+    if missing:
+        skill = make_skill(first, config)
+        target, truth = draw_elsewhere(_scene, second, skill.basis, config.seed * 1000 + trial)
+        volume = Volume.bake(skill.field)
+        for name, row in missing.items():
+            begin = time.process_time()
+            alignment = row(skill, volume, target)
+            seconds = time.process_time() - begin
+            result = carry_over(skill, target, volume, alignment, DecodeConfig())
+            known[name] = {
+                "skill": first.name,
+                "target": second.name,
+                "trial": trial,
+                "row": name,
+                **compare(result, truth),
+                "cpu_seconds": round(seconds, 3),
+                "quality": dict(result.quality),
+            }
+        write_json(file, {"stamp": stamp, "rows": list(known.values())})
+    return [known[name] for name in rows]
 
 
 def make_skill(item: ArticulatedObject, config: AlignBenchConfig) -> Skill:
     """Fit an object from twelve posed pictures with true contact and flow; kept in the work folder."""
-    folder = config.out / "skills" / item.name
-    if folder.exists():
+    stamp = hashlib.sha256(repr((item, config.seed, VERSION)).encode()).hexdigest()[:8]
+    folder = config.out / "skills" / f"{item.name}-{stamp}"
+    if Skill.is_skill(folder):
         return Skill.load(folder)
     observation, labels, basis = draw_elsewhere(_show, item, config.seed)
-    fitted = fit_affordance(observation, labels, FitConfig(flow_steps=300, seed=config.seed), progress=False)
+    fitted = fit_affordance(observation, labels, FitConfig(seed=config.seed), progress=False)
+    floor = float(-fitted.center[2] / fitted.scale)
     skill = Skill(
-        item.name,
-        f"open the {item.kind}",
-        fitted.field,
-        fitted.center,
-        fitted.scale,
-        basis,
-        floor=float(-fitted.center[2] / fitted.scale),
+        item.name, f"open the {item.kind}", fitted.field, fitted.center, fitted.scale, basis, floor,
         picture=observation.views[0].color,
-    )
+    )  # fmt: skip
     skill.save(folder)
     return skill
 
 
-def _show(item: ArticulatedObject, seed: int) -> Any:
+def _show(item: ArticulatedObject, seed: int) -> tuple[Observation, Labels, DescriptorBasis]:
     cameras = ring(place(item), 12, 160)
     placed = place(item, cameras=cameras)
     pictures = photograph_object(placed, cameras)
@@ -133,34 +175,11 @@ def _show(item: ArticulatedObject, seed: int) -> Any:
     return pictures.observation, labels, DescriptorBasis(EXTRACTOR, mean, basis)
 
 
-def _trial(
-    skill: Skill, item: ArticulatedObject, trial: int, rows: Mapping[str, AlignConfig], config: AlignBenchConfig
-) -> list[dict[str, Any]]:
-    target, truth = draw_elsewhere(_scene, item, skill.basis, config.seed * 1000 + trial)
-    volume = Volume.bake(skill.field)
-    found = []
-    for name, align in rows.items():
-        begin = time.monotonic()
-        result = transfer_skill(skill, target, volume, SkillTransferConfig(align=align))
-        seconds = time.monotonic() - begin
-        found.append(
-            {
-                "skill": skill.name,
-                "target": item.name,
-                "trial": trial,
-                "row": name,
-                **compare(result, truth),
-                "seconds": round(seconds, 3),
-                "quality": dict(result.quality),
-            }
-        )
-    return found
-
-
 def _scene(item: ArticulatedObject, basis: DescriptorBasis, seed: int) -> tuple[Target, Truth]:
-    """One view of an instance of another size, within 60 degrees of its front."""
+    """One view of an instance of another size, within 60 degrees of its front; the world is turned at random."""
     draw = np.random.default_rng(seed).uniform
     scale, turn, lift = float(draw(0.8, 1.3)), math.radians(float(draw(-60, 60))), math.radians(float(draw(15, 45)))
+    yaw = float(draw(-math.pi, math.pi))
     placed = place(item, scale=scale)
     diagonal = float(np.linalg.norm(placed.size))
     middle = torch.tensor([0.0, 0.0, float(placed.size[2]) / 2])
@@ -169,26 +188,34 @@ def _scene(item: ArticulatedObject, basis: DescriptorBasis, seed: int) -> tuple[
     camera = Camera(640, 480, 560.0, 560.0, 319.5, 239.5, pose)
     placed = place(item, scale=scale, cameras=[camera])
     pictures = photograph_object(placed, [camera])
-    target = see_target(pictures.observation, basis, extractor_by_name(EXTRACTOR), seed=seed, progress=False)
+    seen = see_target(pictures.observation, basis, extractor_by_name(EXTRACTOR), seed=seed, progress=False)
+    about = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(yaw))
+    target = replace(
+        seen,
+        points=seen.points @ about.T,
+        normals=seen.normals @ about.T,
+        free=seen.free @ about.T,
+        eye=about @ seen.eye,
+    )
     kind, point, axis = placed.axis
-    return target, Truth(placed.handle_points(), kind, point, axis, diagonal)
+    spin = about.double().numpy()
+    return target, Truth(placed.handle_points() @ spin.T, kind, spin @ point, spin @ axis, yaw, scale, diagonal)
 
 
-def compare(result: Any, truth: Truth) -> dict[str, Any]:
+def compare(result: SkillTransfer, truth: Truth) -> dict[str, Any]:
     """Errors of one transfer; `ok` is a contact within 5 cm and an axis within 15 degrees of the truth."""
-    rotation = result.alignment.similarity.rotation[0]
-    yaw = math.degrees(math.atan2(float(rotation[1, 0]), float(rotation[0, 0])))
+    turned = result.alignment.similarity.rotation[0].double().numpy() @ Rotation.from_euler("z", truth.yaw).as_matrix()
+    yaw = math.degrees(math.atan2(turned[1, 0], turned[0, 0]))
     contact = float(np.linalg.norm(truth.handle - result.contact.numpy(), axis=1).min())
-    axis = result.joint.axis.numpy()
-    cosine = float(np.clip(axis @ truth.axis, -1, 1))
+    cosine = float(np.clip(result.joint.axis.double().numpy() @ truth.axis, -1, 1))
     same = (result.joint.kind == "prismatic") == (truth.kind == "slide")
     axis_error = math.degrees(math.acos(cosine)) if same else 180.0
-    away = result.joint.point.numpy() - truth.point
+    away = result.joint.point.double().numpy() - truth.point
     position = (
         float(np.linalg.norm(away - (away @ truth.axis) * truth.axis)) if truth.kind == "hinge" and same else None
     )
     return {
-        "yaw_deg": round(yaw, 1),
+        "yaw_deg": round(abs(yaw), 1),
         "contact_cm": round(100 * contact, 2),
         "contact_percent": round(100 * contact / truth.diagonal, 2),
         "axis_deg": round(axis_error, 1),
@@ -209,8 +236,8 @@ def summarize(trials: list[dict[str, Any]]) -> dict[str, Any]:
             pair: {
                 "ok": round(float(np.mean([t["ok"] for t in found])), 3),
                 **{
-                    key: round(float(np.median([abs(t[key]) for t in found])), 2)
-                    for key in ("yaw_deg", "contact_cm", "contact_percent", "axis_deg", "seconds")
+                    key: _median(t[key] for t in found)
+                    for key in ("yaw_deg", "contact_cm", "contact_percent", "axis_deg", "axis_cm", "cpu_seconds")
                 },
             }
             for pair, found in pairs.items()
@@ -220,6 +247,46 @@ def summarize(trials: list[dict[str, Any]]) -> dict[str, Any]:
     others = [t for t in trials if t["skill"] != t["target"] and t["row"] == "default"]
     share = round(float(np.mean([t["ok"] for t in others])), 3) if others else None
     return {"rows": rows, "share_ok_default": share}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Both tables: a row for every way to align, and the default pair by pair."""
+    head = ("contact", "contact", "yaw", "axis", "axis", "seconds")
+    lines = ["| way to align | ok | " + " | ".join(head) + " |", "|---" * 8 + "|"]
+    for row, pairs in result["rows"].items():
+        others = [found for pair, found in pairs.items() if len(set(pair.split(" -> "))) == 2] or list(pairs.values())
+        lines.append(f"| {row} | {np.mean([found['ok'] for found in others]):.2f} | {_cells(others)} |")
+    lines += ["", "| pair (default) | ok | " + " | ".join(head) + " |", "|---" * 8 + "|"]
+    for pair, found in result["rows"].get("default", {}).items():
+        lines.append(f"| {pair} | {found['ok']:.2f} | {_cells([found])} |")
+    lines += [f"\nSkipped {' -> '.join(entry['pair'])}: {entry['why']}" for entry in result["skipped"]]
+    share = result["share_ok_default"]
+    lines.append(
+        f"\nOther instances with contact within 5 cm and axis within 15 degrees: {'-' if share is None else share}"
+    )
+    return "\n".join(lines)
+
+
+def _cells(found: Sequence[Mapping[str, Any]]) -> str:
+    """Medians of the pairs' medians."""
+    units = {
+        "contact_cm": "cm",
+        "contact_percent": "%",
+        "yaw_deg": "°",
+        "axis_deg": "°",
+        "axis_cm": "cm",
+        "cpu_seconds": "s",
+    }
+    cells = []
+    for key, unit in units.items():
+        value = _median(entry[key] for entry in found)
+        cells.append("-" if value is None else f"{value:g} {unit}")
+    return " | ".join(cells)
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return round(float(np.median(known)), 2) if known else None
 
 
 def true_flow(placed: Placed, pictures: Photographs, count: int, horizon: int = 32, seed: int = 0) -> Flow:
