@@ -11,6 +11,7 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
+	$(PIP) install --quiet --no-deps cgn-pytorch  # what it pins would replace PyTorch; only its weights are read
 	touch $@
 
 demo: setup

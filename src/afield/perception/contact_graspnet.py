@@ -18,8 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from afield.errors import AfieldError
-from afield.geometry import pose_from
-from afield.perception.grasps import Grasps, contact_point
+from afield.perception.grasps import AntipodalDetector, Grasps, contact_point, contact_region, thin
 
 CHECKPOINT = "cgn_pytorch/checkpoints/current.pth"
 NEIGHBOURS = 64
@@ -180,14 +179,20 @@ def load_network() -> ContactGraspNet:
 
 @dataclass(frozen=True)
 class ContactGraspNetDetector:
-    """Grasps that a network proposes for the scene, those near the contact point first."""
+    """Grasps that a network proposes near the contact point, as far as they touch nothing that was seen.
+
+    The network says where a finger may touch and how the hand is turned. Its widths are too small for these weights and it does
+    not look at the palm, so every proposal is centred and checked like an antipodal grasp.
+    """
 
     points: int = 20_000
     """So many points of the scene are shown to the network, as in its training."""
-    confidence: float = 0.2
-    """Less certain grasps are dropped."""
+    confidence: float = 0.05
+    """Less certain proposals are dropped."""
     radius: float = 0.05
-    """Grasps farther than this from the contact point are dropped, in metres."""
+    """Proposals farther than this from the contact point are dropped, in metres."""
+    check: AntipodalDetector = AntipodalDetector()  # noqa: RUF009 (frozen)
+    """How proposals are centred and kept from touching anything."""
     seed: int = 0
     """Of the choice of points."""
 
@@ -199,20 +204,27 @@ class ContactGraspNetDetector:
         generator = torch.Generator().manual_seed(self.seed)
         near = points[(points - middle).norm(dim=-1) < 0.4]
         near = near[torch.randperm(len(near), generator=generator)[: self.points]]
-        center = near.mean(dim=0)
         centers = farthest_indices(near, min(CENTERS[0], len(near)))
         with torch.no_grad():
-            score, closing, approach, width = load_network()(near - center, centers)
-        place = near[centers] + 0.5 * width[:, None] * closing
-        # The network's x closes the fingers; here y does, and the origin is at the TCP instead of the base.
+            score, closing, approach, _ = load_network()(near - near.mean(dim=0), centers)
+        # The network's x closes the fingers; here y does.
         rotation = torch.stack((torch.linalg.cross(closing, approach), closing, approach), dim=-1)
+        place = near[centers]
         far = (place - middle).norm(dim=-1)
         good = ((far < self.radius) & (score > self.confidence)).nonzero()[:, 0]
-        if len(good) == 0:
+        seen, _, wanted = thin(points, normals, contact, middle, self.check.config.voxel)
+        region = contact_region(wanted)
+        poses, widths, worth = [torch.zeros(0, 4, 4)], [torch.zeros(0)], [torch.zeros(0)]
+        for index in good.tolist():
+            settled = self.check.around(seen, region, place[index], rotation[index, None], score[index, None], middle)
+            poses.append(settled[0])
+            widths.append(settled[1])
+            worth.append((score[index] - far[index] / self.radius).expand(len(settled[1])))
+        pose, width, value = torch.cat(poses), torch.cat(widths), torch.cat(worth)
+        if len(value) == 0:
             raise AfieldError(
-                f"Contact-GraspNet sees no grasp of confidence above {self.confidence} within {100 * self.radius:.0f} cm of "
-                f"the contact point {[round(float(x), 3) for x in middle]}."
+                f"Contact-GraspNet proposes {len(good)} grasps within {100 * self.radius:.0f} cm of the contact point "
+                f"{[round(float(x), 3) for x in middle]}, but none that touches nothing else; try the antipodal detector."
             )
-        worth = score[good] - far[good] / self.radius
-        best = good[worth.argsort(descending=True, stable=True)]
-        return Grasps(pose_from(rotation[best], place[best]), width[best], score[best] - far[best] / self.radius)
+        best = value.argsort(descending=True, stable=True)
+        return Grasps(pose[best], width[best], value[best])

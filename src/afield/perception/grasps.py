@@ -146,12 +146,12 @@ class AntipodalDetector:
         """Grasps near the contact region, the best first; see `GraspDetector`."""
         config = self.config
         middle = points[contact_point(points, contact, config.contact)]
-        points, normals, contact = _thin(points, normals, contact, middle, config.voxel)
+        points, normals, contact = thin(points, normals, contact, middle, config.voxel)
         region = contact_region(contact, config.contact)
         place = points[region]
         centers = _spread(place, middle, config.centers)
         frames, straight = self._frames(normals[region], normals[(points - middle).norm(dim=-1) < 0.10])
-        found = [self._around(points, region, center, frames, straight, middle) for center in centers]
+        found = [self.around(points, region, center, frames, straight, middle) for center in centers]
         poses, width, score = (torch.cat(parts) for parts in zip(*found, strict=True))
         if len(score) == 0:
             raise AfieldError(
@@ -183,7 +183,7 @@ class AntipodalDetector:
         along[:, 1:] -= 0.25
         return frames, along.amax(dim=1)
 
-    def _around(
+    def around(
         self,
         points: Float[Tensor, "n 3"],
         region: Bool[Tensor, "n"],
@@ -192,7 +192,16 @@ class AntipodalDetector:
         straight: Float[Tensor, "f"],
         middle: Float[Tensor, "3"],
     ) -> tuple[Float[Tensor, "k 4 4"], Float[Tensor, "k"], Float[Tensor, "k"]]:
-        """Grasps around one point that touch nothing: poses, widths and scores."""
+        """Grasps around one surface point that touch nothing: poses, widths and scores.
+
+        Args:
+            points: what must not be touched, in metres.
+            region: which of them are to be between the fingers.
+            center: the surface point.
+            frames: rotations of the gripper to try; it is centred on what it will hold.
+            straight: for each, how good its direction is.
+            middle: where the contact region has its middle.
+        """
         gripper, config = self.gripper, self.config
         local = torch.einsum("nc,fcd->fnd", points - center, frames)  # in the gripper's axes, origin at the center
         x, y, z = local.unbind(dim=-1)
@@ -274,7 +283,7 @@ def _spread(place: Float[Tensor, "m 3"], middle: Float[Tensor, "3"], count: int)
     return place[chosen]
 
 
-def _thin(
+def thin(
     points: Float[Tensor, "n 3"],
     normals: Float[Tensor, "n 3"],
     contact: Float[Tensor, "n"],
