@@ -19,6 +19,7 @@ from afield.benchmark.grasp.prepare import (
     Bench,
     demonstration_content,
     demonstration_file,
+    place_demonstration,
     pretraining,
     trial_scene,
     upright_world,
@@ -29,6 +30,7 @@ from afield.benchmark.grasp.tables import evaluate, markdown, summarize, wilson
 from afield.benchmark.grasp.trial import holds_part
 from afield.errors import AfieldError
 from afield.hand import hand_by_name
+from afield.simulate import GraspTestConfig, simulate_grasp
 from afield.synthesis import SynthesisConfig, find_part, in_box, synthesis_energy, synthesize_grasp
 
 
@@ -62,16 +64,18 @@ def test_the_shipped_manifest_follows_the_paper_on_disjoint_objects(manifest: Ma
         assert 2 <= len(row.pretrain) <= 4
 
 
-def test_every_demonstration_is_shipped_and_lies_on_its_part(manifest: Manifest, tmp_path: Path) -> None:
+def test_every_demonstration_is_shipped_and_holds_its_part_in_physics(manifest: Manifest, tmp_path: Path) -> None:
     hand = hand_by_name("shadow")
     for name, part in {row.demo for rows in manifest.rows.values() for row in rows}:
         file = demonstration_file(Bench(SHIPPED, tmp_path), name, part)
         content = json.loads(file.read_text())
-        assert content["robustness"] > 0.0, name
         assert set(content["joints"]) == set(hand.joint_names)
-        box = manifest.objects[name].parts[part]
-        away = np.abs(np.array(content["T_object_hand"]["position"]) - box["center"]) - np.array(box["size"]) / 2
-        assert np.linalg.norm(np.maximum(away, 0)) < 0.16, name
+        world = upright_world(manifest.objects[name])
+        surface = find_part(world, None, 3000).points
+        beta = place_demonstration(content, world, hand)
+        test = simulate_grasp(world, hand, beta, surface, GraspTestConfig(stop_early=True), progress=False)
+        assert test.success, (name, part, test.failure)
+        assert holds_part(test.contacts, manifest.objects[name].parts[part]), (name, part)
 
 
 def test_distractors_are_of_other_families_and_apart(manifest: Manifest) -> None:
@@ -223,22 +227,23 @@ def test_the_synthesis_energy_prefers_the_shipped_grasp_and_has_right_gradients(
     part = find_part(world, "back")
     energy = synthesis_energy(world, part, hand, SynthesisConfig())
     content = json.loads((SHIPPED.parent / "grasp_demonstrations" / "horse_back.json").read_text())
-    from afield.benchmark.grasp.prepare import place_demonstration
-
     beta = place_demonstration(content, world, hand)
     away = beta.clone()
     away[2] += 0.05
     both = energy(torch.stack((beta, away)))[0]
     assert float(both[0]) < float(both[1])
     probe = away.clone().requires_grad_(True)
-    energy(probe[None])[0].sum().backward()
-    assert probe.grad is not None
-    for index in (0, 2, 12, 20):
-        step = torch.zeros_like(away)
-        step[index] = 1e-3
-        with torch.no_grad():
-            difference = (energy((away + step)[None])[0] - energy((away - step)[None])[0]) / 2e-3
-        assert float(probe.grad[index]) == pytest.approx(float(difference), rel=0.25, abs=0.3)
+    terms = energy(probe[None])[1]
+    # The part is a cloud: when the palm moves, the nearest point jumps, and closure (whose gradient flows through the
+    # distances only) with it. So closure is compared where nothing jumps, at the fingers' joints.
+    for name, indices in {**dict.fromkeys(terms, (2, 12, 20)), "closure": (12, 20)}.items():
+        (gradient,) = torch.autograd.grad(terms[name].sum(), probe, retain_graph=True)
+        for index in indices:
+            step = torch.zeros_like(away)
+            step[index] = 1e-4
+            with torch.no_grad():
+                ahead, behind = (energy((away + sign * step)[None])[1][name].sum() for sign in (1, -1))
+            assert float(gradient[index]) == pytest.approx(float(ahead - behind) / 2e-4, rel=0.02, abs=2e-3), name
 
 
 @pytest.mark.slow

@@ -147,11 +147,10 @@ def test_the_gate_leaves_other_objects_aside(hand: Hand, demonstration: Demonstr
     thing, other = _thing(), _thing(1)
     shift = torch.tensor([0.3, 0.0, 0.0])
     strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
-    own = torch.nn.functional.normalize(thing.features + 0.5, dim=-1)  # what all points of one object have in common
     both = replace(
         thing,
         points=torch.cat((thing.points, other.points + shift)),
-        features=torch.cat((own, strange)),
+        features=torch.cat((thing.features, strange)),
         colors=torch.cat((thing.colors, other.colors)),
         normals=torch.cat((thing.normals, other.normals)),
     )
