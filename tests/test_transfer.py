@@ -101,7 +101,7 @@ def test_history_is_kept_and_the_energy_of_the_path_falls(
     assert history.beta.shape == (61 + 61, hand.dof)
     assert history.step[0] == 0
     assert history.step[-1] == 120
-    assert set(history.terms) == {"feature", "penetration", "self_penetration", "joint_limits", "table"}
+    assert set(history.terms) == {"feature", "penetration", "self_penetration", "joint_limits", "table", "alignment"}
     assert len(history.start_energy) == 24
     assert [len(start) for start, _, _ in history.rounds] == [24, 4]
     total = torch.stack(tuple(history.terms.values())).sum(dim=0)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from afield.artifacts import package_versions, read_json, write_json
 from afield.benchmark.grasp import ablation, prepare
 from afield.benchmark.grasp.manifest import Row
-from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.methods import COLUMNS, METHODS
 from afield.benchmark.grasp.pictures import draw_causes
 from afield.benchmark.grasp.prepare import Bench
 from afield.benchmark.grasp.tables import confidence_markdown, evaluate, markdown
@@ -36,8 +36,8 @@ class GraspBenchConfig:
     """Only this table."""
     trials: int = 10
     """Scenes per row."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    methods: tuple[str, ...] = COLUMNS
+    """Which methods; `geometry + alignment` is one more."""
     out: Path = Path("runs/bench_grasp")
     """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
     jobs: int = 0
