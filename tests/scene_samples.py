@@ -1,15 +1,17 @@
-"""Small observations with a known truth: a ball (and a box) on a table, ray-cast with NumPy."""
+"""Small observations and scenes with a known truth: balls on a table, ray-cast with NumPy; round things in a row."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from afield.geometry import look_at
+from afield.geometry import look_at, uniform_sphere
 from afield.observation import Camera, Observation, View
+from afield.scene import FeatureSource, Scene
 
 BALL_CENTER = np.array([0.02, -0.01, 0.05])
 BALL_RADIUS = 0.05
+SOURCE = FeatureSource("color", 1, 224, 0.3)
 
 
 def ball_on_table(
@@ -37,6 +39,17 @@ def ball_on_table(
         views.append(View(f"camera{index}", camera, color.astype(np.uint8), depth.astype(np.float32)))
         truth.append(label == 1)
     return Observation(tuple(views), name="ball"), truth
+
+
+def three_blobs(spread: float, count: int = 120) -> Scene:
+    """Three round objects 30 cm apart along x; each has features of its own direction, with some noise."""
+    generator = torch.Generator().manual_seed(0)
+    number = torch.arange(3).repeat_interleave(count)
+    direction = uniform_sphere(count).repeat(3, 1)
+    points = spread * direction + number[:, None] * torch.tensor([0.3, 0.0, 0.0])
+    features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
+    features = torch.nn.functional.normalize(features, dim=-1)
+    return Scene(points, features, torch.rand(len(number), 3, generator=generator), direction, SOURCE)
 
 
 def _cast(camera: Camera, centers: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

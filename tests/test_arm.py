@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from afield.demonstration import demonstrate
 from afield.errors import AfieldError
-from afield.geometry import pose_from, rotation_about_axis
+from afield.geometry import pose_from, rotation_about_axis, uniform_sphere
 from afield.hand import Hand, hand_by_name
-from afield.pipeline import within_reach
+from afield.pipeline import transfer_and_rehearse, within_reach
+from afield.pretrain import train_field
+from afield.scene import FeatureSource, Plane, Scene
 from afield.simulate.arm import ArmWithHand, read_arm
+from afield.transfer import Stage, TransferConfig
 
 DH = [  # theta offset, d, a, alpha: the maker's table for the UR10e
     (0.1807, 0.0, math.pi / 2), (0.0, -0.6127, 0.0), (0.0, -0.57155, 0.0),
@@ -123,3 +127,23 @@ def test_bases_and_descriptions(hand: Hand, tmp_path: Path) -> None:
         read_arm(str(tmp_path / "arm.json"))
     with pytest.raises(AfieldError, match="neither a site nor a body"):
         ArmWithHand(replace(read_arm("ur10e"), flange="nothing"), hand, 0.0)
+
+
+def test_a_transfer_with_an_arm_says_how_it_reaches(arm: ArmWithHand, hand: Hand) -> None:
+    """The whole way: a demonstration, its repetition by the cheapest settings, and the joints of the arm for it."""
+    ball = uniform_sphere(500)
+    points = 0.035 * ball + torch.tensor([0.0, 0.0, 0.15])
+    table, source = Plane(torch.tensor([0.0, 0.0, 1.0]), 0.0), FeatureSource("color", 1, 224, 0.3)
+    scene = Scene(points, ball, torch.rand(500, 3, generator=torch.Generator().manual_seed(0)), ball, source, table)
+    beta = _above(hand, -0.1, 0.0, 0.2)
+    beta[:3] += points.mean(dim=0) - hand.place(hand.keypoints, beta).mean(dim=0) - torch.tensor([0.05, 0.0, 0.0])
+    demonstration = demonstrate("ball", hand, beta, scene)
+    stages = (Stage(4, 2, 32, 64, False), Stage(2, 2, 32, 64, False))
+    config = TransferConfig(preset="faithful", stages=stages)  # no rehearsal
+    model = train_field([scene], kind="dff", channels=3, progress=False)
+    grasp = transfer_and_rehearse(demonstration, scene, model, hand, config, arm=arm, progress=False)
+    assert grasp.provenance["reach"] == arm.reach(grasp.beta).to_json()
+    assert grasp.provenance["reach"]["arm"] == "ur10e"
+    assert grasp.provenance["rehearsal"] == []
+    without = transfer_and_rehearse(demonstration, scene, model, hand, config, progress=False)
+    assert "reach" not in without.provenance

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from afield.energy import (
+    CarriedTerm,
     Energy,
     FeatureTerm,
     HandState,
@@ -97,6 +98,15 @@ def test_the_table_pushes_only_from_below(hand: Hand, betas: torch.Tensor) -> No
     assert bool((sunk.grad[:, 2] < 0).all()), "moving up must lower the energy"
 
 
+def test_being_carried_away_counts_by_distance_less_a_tolerance(hand: Hand, betas: torch.Tensor) -> None:
+    state = _state(hand, betas)
+    shift = torch.tensor([0.0, 0.3, 0.4])
+    value = CarriedTerm(state.points_world[0] + shift, tolerance=0.01)(state)
+    torch.testing.assert_close(value[0], torch.tensor((0.5**2 + 0.01**2) ** 0.5 - 0.01))
+    near = CarriedTerm(state.points_world[0] + 0.004 * shift, tolerance=0.01)(state)[0]
+    assert 0.0 < float(near) < 0.0003, "2 mm hardly count"
+
+
 def test_the_energy_adds_its_weighted_terms(hand: Hand, betas: torch.Tensor) -> None:
     points = hand.sample_surface(40, seed=0)
     goal = hand.place(points, betas[0])
@@ -120,6 +130,7 @@ def test_gradients_match_finite_differences(hand: Hand, betas: torch.Tensor) -> 
         "penetration": PenetrationTerm(scene),
         "self_penetration": SelfPenetrationTerm(0.05),
         "table": TableTerm(table),
+        "alignment": CarriedTerm(exact.place(points, betas[1].double())),
     }
     energy = Energy(exact, points, terms, dict.fromkeys(terms, 1.0))
     beta = betas[:1].double().requires_grad_()

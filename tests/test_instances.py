@@ -3,33 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
+from scene_samples import SOURCE, three_blobs
 from scipy.sparse import coo_array
 
-from afield.fields.instances import _affinity, instances, normalized_cut
+from afield.fields.instances import _edges, _graph, instances, normalized_cut
 from afield.geometry import uniform_sphere
-from afield.scene import FeatureSource, Scene
-
-SOURCE = FeatureSource("color", 1, 224, 0.3)
-
-
-def _blobs(spread: float, count: int = 120) -> Scene:
-    """Three round objects 30 cm apart along x; each has features of its own direction, with some noise."""
-    generator = torch.Generator().manual_seed(0)
-    number = torch.arange(3).repeat_interleave(count)
-    direction = uniform_sphere(count).repeat(3, 1)
-    points = spread * direction + number[:, None] * torch.tensor([0.3, 0.0, 0.0])
-    features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
-    features = torch.nn.functional.normalize(features, dim=-1)
-    return Scene(points, features, torch.rand(len(number), 3, generator=generator), direction, SOURCE)
+from afield.scene import Scene
 
 
 @pytest.mark.parametrize("spread", [0.02, 0.06])
 def test_objects_apart_are_instances_however_dense_their_points(spread: float) -> None:
-    label = instances(_blobs(spread))
+    label = instances(three_blobs(spread))
     parts = [set(label[i * 120 : (i + 1) * 120].tolist()) for i in range(3)]
     assert [len(part) for part in parts] == [1, 1, 1]
     assert len(set.union(*parts)) == 3
@@ -69,8 +58,38 @@ def test_one_object_among_others_is_not_divided() -> None:
     assert len(instances(scene.with_features(features)).unique()) == 2
 
 
+def _rod(points: torch.Tensor, jump: float) -> Scene:
+    """A thin rod along x and a ball apart; the rod's features change along it, and by `jump` in its middle."""
+    along = points[:, 0] / 0.3 + jump * (points[:, 0] > 0)
+    rod = torch.stack((along.cos(), along.sin(), torch.zeros(len(along))), dim=-1)
+    ball = uniform_sphere(400)
+    features = torch.cat((rod, torch.tensor([0.0, 0.0, 1.0]).expand(400, 3)))
+    normals = torch.cat((torch.nn.functional.normalize(points * torch.tensor([0.0, 1.0, 1.0]), dim=-1), ball))
+    both = torch.cat((points, 0.03 * ball + torch.tensor([0.0, 0.4, 0.0])))
+    return Scene(both, features, torch.rand(len(both), 3), normals, SOURCE)
+
+
+@pytest.mark.parametrize(("jump", "count"), [(0.0, 2), (1.0, 3)])
+def test_features_must_jump_where_there_is_no_crease(jump: float, count: int) -> None:
+    """Its ends look different, and little holds them together; but only a jump is a border between two things."""
+    turn = 2 * math.pi * torch.arange(12) / 12
+    ring = 0.01 * torch.stack((torch.zeros(12), turn.cos(), turn.sin()), dim=-1)
+    points = (torch.linspace(-0.3, 0.3, 121)[:, None, None] * torch.tensor([1.0, 0.0, 0.0]) + ring).reshape(-1, 3)
+    assert len(instances(_rod(points, jump)).unique()) == count
+
+
+def test_islands_of_unevenly_spread_points_are_still_one_thing() -> None:
+    """A gap between points that is shorter than a short step costs a cut as much as any other place."""
+    generator = torch.Generator().manual_seed(0)
+    turn = 2 * math.pi * torch.rand(3000, generator=generator)
+    along = 0.2 * torch.rand(3000, generator=generator)
+    along = along + torch.where(along > 0.1, 0.009, 0.0) - 0.1
+    points = torch.stack((along, 0.01 * turn.cos(), 0.01 * turn.sin()), dim=-1)
+    assert len(instances(_rod(points, 0.0)).unique()) == 2
+
+
 def test_instances_do_not_depend_on_the_order_of_points() -> None:
-    scene = _blobs(0.03)
+    scene = three_blobs(0.03)
     order = torch.randperm(360, generator=torch.Generator().manual_seed(1))
     same = instances(scene)[:, None] == instances(scene)[None]
     turned = instances(scene.select(order))
@@ -99,8 +118,11 @@ def test_a_crease_makes_the_cut_cheaper() -> None:
     outside = torch.cat((both[:900, 0] < 0.036, both[900:, 0] > 0.036))
     points, normals = both[outside], torch.cat((ball, ball))[outside]
     alike = torch.tensor([1.0, 0.0]).expand(len(points), 2)
-    half, creased = normalized_cut(_affinity(points, normals, alike))
-    _, flat = normalized_cut(_affinity(points, torch.tensor([0.0, 0.0, 1.0]).expand_as(normals), alike))
+    upwards = torch.tensor([0.0, 0.0, 1.0]).expand_as(normals)
+    (half, creased), (_, flat) = (
+        normalized_cut(_graph(len(points), edges.pairs, edges.hold))
+        for edges in (_edges(points, normals, alike, 0.012), _edges(points, upwards, alike, 0.012))
+    )
     assert creased < 0.7 * flat
     right = (points[:, 0] > 0.036).numpy()
     assert max((half == right).mean(), (half != right).mean()) > 0.98

@@ -2,28 +2,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scene_samples import SOURCE, three_blobs
 
 from afield.fields.prepare import center_features, gate, relevance
-from afield.geometry import uniform_sphere
-from afield.scene import FeatureSource, Scene
-
-SOURCE = FeatureSource("color", 1, 224, 0.3)
-
-
-def _blobs(spread: float, count: int = 120) -> Scene:
-    """Three round objects 30 cm apart along x; each has features of its own direction, with some noise."""
-    generator = torch.Generator().manual_seed(0)
-    number = torch.arange(3).repeat_interleave(count)
-    direction = uniform_sphere(count).repeat(3, 1)
-    points = spread * direction + number[:, None] * torch.tensor([0.3, 0.0, 0.0])
-    features = torch.eye(8)[number] + 0.2 * torch.randn(len(number), 8, generator=generator)
-    features = torch.nn.functional.normalize(features, dim=-1)
-    return Scene(points, features, torch.rand(len(number), 3, generator=generator), direction, SOURCE)
+from afield.scene import Scene
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_gate_keeps_the_whole_object_that_resembles_the_region(number: int) -> None:
-    scene = _blobs(0.03)
+    scene = three_blobs(0.03)
     wanted = torch.eye(8)[number : number + 1]
     kept = gate(scene, relevance(scene, wanted))
     assert len(kept.points) == 120
@@ -31,7 +18,7 @@ def test_the_gate_keeps_the_whole_object_that_resembles_the_region(number: int) 
 
 
 def test_stray_points_are_never_the_object() -> None:
-    scene = _blobs(0.03)
+    scene = three_blobs(0.03)
     stray = scene.select(torch.arange(3))
     moved = torch.tensor([0.0, 1.0, 0.0])
     scores = torch.cat((torch.linspace(0, 1, 360), torch.full((3,), 5.0)))
@@ -46,7 +33,7 @@ def test_stray_points_are_never_the_object() -> None:
 
 
 def test_centering_removes_what_all_points_share() -> None:
-    scene = _blobs(0.03)
+    scene = three_blobs(0.03)
     shared = scene.with_features(torch.nn.functional.normalize(scene.features + 5.0, dim=-1))
     centered = center_features(shared).features
     torch.testing.assert_close(centered.norm(dim=-1), torch.ones(360))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 import afield
 from afield.capture import read_capture
-from afield.capture.opengl import opengl_environment
+from afield.capture.opengl import drawing_pool, opengl_environment
 from afield.errors import AfieldError
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
@@ -276,6 +277,21 @@ def test_what_would_float_is_given_a_support(points: torch.Tensor) -> None:
     assert world_from_scene(_scene(points), points.mean(dim=0)).stands == ()
 
 
+def test_what_lies_on_another_object_needs_no_support() -> None:
+    """A bar on a block; neither is given a post, wherever the palm is. Without the block, or below it, the bar is."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.rand(900, 3, generator=generator) * torch.tensor([0.1, 0.1, 0.06]) - torch.tensor([0.05, 0.05, 0.0])
+    bar = torch.rand(900, 3, generator=generator) * torch.tensor([0.3, 0.03, 0.02]) + torch.tensor([-0.15, 0.0, 0.065])
+    both, label = _scene(torch.cat((block, bar))), torch.arange(2).repeat_interleave(900)
+    on_bar, beside = torch.tensor([0.1, 0.0, 0.12]), torch.tensor([0.0, -0.1, 0.02])
+    assert world_from_scene(both, on_bar, label).stands == ()
+    assert world_from_scene(both, beside, label).stands == ()
+    apart = _scene(torch.cat((block + torch.tensor([0.0, 0.3, 0.0]), bar)))
+    assert len(world_from_scene(apart, on_bar, label).stands) == 1
+    loaded = _scene(torch.cat((block + torch.tensor([0.0, 0.0, 0.09]), bar)))
+    assert len(world_from_scene(loaded, on_bar, label).stands) == 1
+
+
 def test_a_scene_without_clusters_cannot_be_simulated() -> None:
     sparse = torch.tensor([[0.1 * i, 0.0, 0.1] for i in range(40)])
     with pytest.raises(AfieldError, match="No cluster of the scene 'seen' has 20 points"):
@@ -393,3 +409,14 @@ def test_pictures_are_optional(
     with caplog.at_level(logging.WARNING):
         assert render_states(model, model.qpos0[None], (0.0, 0.0, 0.1)) == []
     assert "no OpenGL driver works (osmesa: " in caplog.text
+
+
+@pytest.mark.skipif(opengl_environment()[0] is None, reason="no OpenGL here")
+def test_processes_that_draw_inherit_the_driver_and_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = dict(os.environ)
+    with drawing_pool(10_000) as pool:
+        variables = opengl_environment()[0] or {}
+        assert pool.submit(os.getenv, "MUJOCO_GL", "").result() == variables.get("MUJOCO_GL", "")
+        assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
+    assert dict(os.environ) == before

@@ -101,7 +101,7 @@ def test_history_is_kept_and_the_energy_of_the_path_falls(
     assert history.beta.shape == (61 + 61, hand.dof)
     assert history.step[0] == 0
     assert history.step[-1] == 120
-    assert set(history.terms) == {"feature", "penetration", "self_penetration", "joint_limits", "table"}
+    assert set(history.terms) == {"feature", "penetration", "self_penetration", "joint_limits", "table", "alignment"}
     assert len(history.start_energy) == 24
     assert [len(start) for start, _, _ in history.rounds] == [24, 4]
     total = torch.stack(tuple(history.terms.values())).sum(dim=0)
@@ -147,11 +147,10 @@ def test_the_gate_leaves_other_objects_aside(hand: Hand, demonstration: Demonstr
     thing, other = _thing(), _thing(1)
     shift = torch.tensor([0.3, 0.0, 0.0])
     strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(4)), dim=-1)
-    own = torch.nn.functional.normalize(thing.features + 0.5, dim=-1)  # what all points of one object have in common
     both = replace(
         thing,
         points=torch.cat((thing.points, other.points + shift)),
-        features=torch.cat((own, strange)),
+        features=torch.cat((thing.features, strange)),
         colors=torch.cat((thing.colors, other.colors)),
         normals=torch.cat((thing.normals, other.normals)),
     )

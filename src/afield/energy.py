@@ -120,6 +120,25 @@ class TableTerm:
 
 
 @dataclass(frozen=True)
+class CarriedTerm:
+    """Keeps the hand where the alignment of the two objects carries the demonstrated one.
+
+    The alignment knows which end of the object is meant, but not the surface to a centimetre; so small distances hardly
+    count.
+    """
+
+    goal_world: Float[Tensor, "q 3"]
+    """The demonstration's query points, carried along."""
+    tolerance: float = 0.03
+    """Distances well below this many metres count little."""
+
+    def __call__(self, state: HandState) -> Float[Tensor, "s"]:
+        """Mean distance of the query points from where they are carried, less what is tolerated, in metres."""
+        squared = (state.points_world - self.goal_world).square().sum(dim=-1)
+        return ((squared + self.tolerance**2).sqrt() - self.tolerance).mean(dim=-1)
+
+
+@dataclass(frozen=True)
 class Energy:
     """A weighted sum of terms over the hand configurations: Eq. 9."""
 

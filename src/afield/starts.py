@@ -19,12 +19,16 @@ from afield.scene import Scene
 class StartConfig:
     """How the first hand configurations are drawn."""
 
+    carried: float = 0.2
+    """Share of starts that are the demonstration carried along by the alignment of the two objects, where there is one."""
     matched: float = 0.3
     """Share of starts that carry the demonstration along with points of its region that look alike in the target scene."""
     like_demonstration: float = 0.35
     """Share of starts that are the demonstration turned about the vertical; the rest look at the scene from anywhere above."""
     tilt: float = math.radians(30.0)
     """Largest random tilt of every start, in radians."""
+    shift: float = 0.01
+    """Standard deviation of the places of carried starts along each axis, in metres."""
     joint_noise: float = 0.1
     """Standard deviation of the joint angles around the demonstrated ones, in radians."""
     random_joints: bool = False
@@ -39,13 +43,14 @@ def sample_starts(
     count: int,
     config: StartConfig,
     generator: torch.Generator,
+    carry: Float[Tensor, "4 4"] | None = None,
 ) -> Float[Tensor, "count d"]:
     """Draw hand configurations that hold points of the target scene as the demonstration held its region.
 
-    Matched starts move the hand with the object: three points of the region and three that look like them fix a motion.
-    Every other start puts the centre of the demonstrated region, seen from the hand, on a random point of `scene`. The hand is
-    turned like the demonstration plus a random yaw, or its palm looks at the point from a random direction above, with a
-    random roll.
+    Carried starts move the hand with the object as a whole, by the motion that was found. Matched starts do so as well:
+    three points of the region and three that look like them fix a motion. Every other start puts the centre of the
+    demonstrated region, seen from the hand, on a random point of `scene`. The hand is turned like the demonstration plus a
+    random yaw, or its palm looks at the point from a random direction above, with a random roll.
 
     Args:
         demonstration: the demonstration to repeat.
@@ -55,6 +60,7 @@ def sample_starts(
         count: number of starts.
         config: see `StartConfig`.
         generator: a CPU generator, so that every device draws the same starts.
+        carry: the motion that takes the demonstrated region to the target scene, where it is known.
 
     Returns:
         Hand configurations in the target scene's world frame, on the device of `scene`.
@@ -67,19 +73,24 @@ def sample_starts(
     if config.matched > 0:
         held = replace(demonstration, scene=shown).region(hand)  # fields may have dropped points
         motion = matched_motions(shown, held, scene, round(count * config.matched), generator)
-    count, like = count - len(motion), round(count * config.like_demonstration)
+    moved = 0 if carry is None else round(count * config.carried)
+    free = count - len(motion) - moved
+    like = round(free * config.like_demonstration)
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))
     turned = rotation_about_axis(up.expand(like, 3), yaw) @ pose[:3, :3]
-    rotation = torch.cat((turned, palm_towards(hand, count - like, generator)))
-    axis = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
-    rotation = rotation_about_axis(axis, config.tilt * torch.rand(count, generator=generator)) @ rotation
+    along = pose[:3, :3] if carry is None else carry[:3, :3].cpu() @ pose[:3, :3]
+    rotation = torch.cat((along.expand(moved, 3, 3), turned, palm_towards(hand, free - like, generator)))
+    axis = torch.nn.functional.normalize(torch.randn(moved + free, 3, generator=generator), dim=-1)
+    rotation = rotation_about_axis(axis, config.tilt * torch.rand(moved + free, generator=generator)) @ rotation
 
-    anchor = scene.points.cpu()[torch.randint(len(scene.points), (count,), generator=generator)]
+    anchor = scene.points.cpu()[torch.randint(len(scene.points), (free,), generator=generator)]
+    if carry is not None:
+        spot = carry[:3, :3].cpu() @ region.mean(dim=0) + carry[:3, 3].cpu()
+        anchor = torch.cat((spot + config.shift * torch.randn(moved, 3, generator=generator), anchor))
     translation = anchor - (rotation @ held_hand)
     rotation = torch.cat((motion[:, :3, :3] @ pose[:3, :3], rotation))
     translation = torch.cat(((motion @ pose)[:, :3, 3], translation))
-    count += len(motion)
     limits = hand.limits.cpu()
     if config.random_joints:
         angles = limits[:, 0] + (limits[:, 1] - limits[:, 0]) * torch.rand(count, len(limits), generator=generator)

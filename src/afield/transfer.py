@@ -14,6 +14,7 @@ from tqdm import tqdm
 from afield.attend import Attended, attend
 from afield.demonstration import Demonstration
 from afield.energy import (
+    CarriedTerm,
     Energy,
     EnergyTerm,
     FeatureTerm,
@@ -24,9 +25,10 @@ from afield.energy import (
     subset_points,
 )
 from afield.errors import AfieldError
+from afield.fields.alignment import AlignConfig, align
 from afield.fields.baked import BakedField
 from afield.fields.base import Field
-from afield.geometry import rotation_angle
+from afield.geometry import rotation_angle, transform_points
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
 from afield.pretrain import FieldModel
@@ -49,6 +51,8 @@ class Weights:
     """lambda_pose, per radian outside the limits."""
     table: float = 10.0
     """Per metre of mean depth below the table's margin; the paper prevents this by hand."""
+    alignment: float = 1.0
+    """Per metre of mean distance from where the alignment of the two objects carries the hand; not in the paper."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,18 @@ class TransferConfig:
     """How a grasp is transferred."""
 
     preset: Literal["default", "faithful"] = "default"
-    """`faithful` switches the additions off (gate, centring, geometry channel, table term) and draws joints at random."""
+    """`faithful` switches the additions off (gate, centring, geometry channel, alignment, table term) and draws joints at
+    random."""
     gate: bool = True
     """Look only at scene points that resemble the demonstrated region."""
     center: bool = True
     """Subtract each scene's mean feature."""
     geometry: bool = True
     """Append the distance to the nearest scene point to the field's output."""
+    align: bool = True
+    """Align the demonstrated object as a whole with what is attended, and carry the hand along."""
+    alignment: AlignConfig = field(default_factory=AlignConfig)
+    """How the objects are aligned."""
     weights: Weights = field(default_factory=Weights)
     """The weights of Eq. 9."""
     stages: tuple[Stage, ...] = HALVING
@@ -115,8 +124,9 @@ class TransferConfig:
             gate=False,
             center=False,
             geometry=False,
+            align=False,
             weights=replace(self.weights, penetration=0.1, table=0.0),
-            start=StartConfig(matched=0.0, like_demonstration=0.0, random_joints=True),
+            start=StartConfig(carried=0.0, matched=0.0, like_demonstration=0.0, random_joints=True),
         )
 
 
@@ -157,9 +167,13 @@ def transfer_grasp(
     field_here = model.build(here.scene, geometry=config.geometry)
     goal = field_shown(demonstration.query_points(hand)).detach()
 
-    # 2. Draw starts where the target scene resembles the demonstrated region.
+    # 2. Draw starts where the target scene resembles the demonstrated region, and where the aligned object carries the hand.
+    alignment = align(shown.scene, here.scene, config.alignment) if config.align else None
+    motion = alignment and alignment.motion_at(demonstration.scene.points[demonstration.region(hand)].mean(dim=0))
     generator = torch.Generator().manual_seed(config.seed)
-    beta = sample_starts(demonstration, shown.scene, here.scene, hand, config.stages[0].starts, config.start, generator)
+    beta = sample_starts(
+        demonstration, shown.scene, here.scene, hand, config.stages[0].starts, config.start, generator, motion
+    )
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field.
     baked = (
@@ -169,7 +183,14 @@ def transfer_grasp(
     rounds: list[tuple[Tensor, Trace]] = []
     energies = [
         grasp_energy(
-            demonstration, scene, hand, baked if stage.baked and baked else field_here, goal, stage, config.weights
+            demonstration,
+            scene,
+            hand,
+            baked if stage.baked and baked else field_here,
+            goal,
+            stage,
+            config.weights,
+            motion,
         )
         for stage in config.stages
     ]
@@ -185,8 +206,10 @@ def transfer_grasp(
     finalists = rounds[-1][1].final_energy.argsort()
     choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
-    similarity = {"demonstration": shown.similarity, "target": here.similarity}
-    return replace(grasp, provenance={**grasp.provenance, "similarity": similarity})
+    found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
+    if alignment is not None:
+        found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale}
+    return replace(grasp, provenance={**grasp.provenance, **found})
 
 
 def grasp_energy(
@@ -197,8 +220,12 @@ def grasp_energy(
     goal: Float[Tensor, "q c"],
     stage: Stage,
     weights: Weights,
+    motion: Float[Tensor, "4 4"] | None = None,
 ) -> Energy:
-    """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points."""
+    """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points.
+
+    With the `motion` that carries the demonstrated object onto this one, the hand is also drawn to where it is carried.
+    """
     chosen = _spread(demonstration.query_points(hand), stage.query_points)
     points = scene.points[_spread(scene.points, stage.scene_points)]
     terms: dict[str, EnergyTerm] = {
@@ -209,6 +236,8 @@ def grasp_energy(
     }
     if scene.table is not None and weights.table > 0:
         terms["table"] = TableTerm(scene.table)
+    if motion is not None:
+        terms["alignment"] = CarriedTerm(transform_points(motion, demonstration.query_points(hand)[chosen]))
     return Energy(hand, subset_points(demonstration.points, chosen), terms, asdict(weights))
 
 

@@ -67,6 +67,7 @@ def write_capture(observation: Observation, folder: Path, *, jpeg_quality: int |
     suffix = ".png" if jpeg_quality is None else ".jpg"
 
     def fill(temporary: Path) -> None:
+        """Write pictures, depth and masks, then the description."""
         entries = []
         for view in observation.views:
             entry = {"name": view.name, "color": f"{view.name}_color{suffix}", "depth": f"{view.name}_depth.png"}

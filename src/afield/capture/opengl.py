@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 from afield.errors import AfieldError
@@ -46,8 +49,12 @@ def opengl_environment() -> tuple[dict[str, str] | None, str]:
     return None, "; ".join(reasons)
 
 
-def draw_elsewhere(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a function that draws in a new process, where MuJoCo finds its driver; what it returns is pickled, not kept.
+@contextmanager
+def drawing_pool(jobs: int = 0) -> Iterator[ProcessPoolExecutor]:
+    """New processes in which MuJoCo finds its driver; they end when this one does, even if it is killed.
+
+    Args:
+        jobs: how many; 0 is one per core. The cores are shared out among them as threads, unless OMP_NUM_THREADS is set.
 
     Raises:
         AfieldError: no OpenGL driver works here.
@@ -57,11 +64,37 @@ def draw_elsewhere(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) 
         raise AfieldError(
             f"Pictures must be drawn, but no OpenGL driver works ({reason}); install libegl1 or libosmesa6."
         )
+    cores = os.cpu_count() or 1
+    jobs = jobs or cores
     before = dict(os.environ)
-    os.environ.update(variables)
+    # Processes inherit these, and start when the first work comes; so they stay until the pool has ended.
+    os.environ.update({"OMP_NUM_THREADS": str(max(1, cores // jobs)), **before, **variables})
     try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(function, *args, **kwargs).result()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+            yield pool
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def draw_elsewhere(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function that draws in a new process; what it returns is pickled, not kept.
+
+    Raises:
+        AfieldError: no OpenGL driver works here.
+    """
+    with drawing_pool(1) as pool:
+        return pool.submit(function, *args, **kwargs).result()
+
+
+def _end_with(parent: int) -> None:
+    """Let a worker end when the process that started it is gone; a killed one cannot tell its workers."""
+
+    def watch() -> None:
+        """Look for the parent every second."""
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

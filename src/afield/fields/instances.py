@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,6 +29,10 @@ CREASE = 0.2
 """Neighbours whose normals fold towards each other by more than this, in radians about, lie across a crease."""
 SOFTNESS = 0.3
 """Neighbours whose features differ by this (one minus cosine) hold together by 1/e."""
+ALONG = 0.1
+"""At least this share of the neighbours that a cut parts must lie across a crease ..."""
+JUMP = 1.3
+"""... or their features must differ by so many times what they differ by on either side of it."""
 
 
 def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
@@ -50,7 +56,7 @@ def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
     todo, done = [(label == number).nonzero()[:, 0] for number in range(count)], []
     while todo:
         members = todo.pop()
-        halves = two_objects(scene.points.cpu()[members], scene.normals.cpu()[members], features[members])
+        halves = two_objects(scene.points.cpu()[members], scene.normals.cpu()[members], features[members], gap)
         if halves is None:
             done.append(members)
         else:
@@ -62,22 +68,26 @@ def instances(scene: Scene, gap: float = 0.012) -> Int[Tensor, "n"]:
 
 
 def two_objects(
-    points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"], features: Float[Tensor, "n c"]
+    points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"], features: Float[Tensor, "n c"], gap: float = 0.012
 ) -> Bool[Tensor, "n"] | None:
     """Which points belong to the first of two objects that touch; None if it is one object.
 
     The normalized cut (Shi and Malik, 2000) through the graph of neighbours, who hold together the better the more alike
     their features are, and badly across creases, for things that touch meet in creases. Two objects hang together at few
-    such places, and what is left of their features, less what the whole scene shares, points in different directions.
+    such places, what is left of their features, less what the whole scene shares, points in different directions, and
+    where they meet there is a crease or a jump of the features: those of one object may differ from end to end, but
+    smoothly.
 
     Args:
         points: of one cluster, in metres.
         normals: pointing outwards.
         features: unit, centered over the whole scene.
+        gap: length of a short step in metres, by which the cluster hangs together.
     """
     if len(points) < 2 * SMALLEST:
         return None
-    half, value = normalized_cut(_affinity(points, normals, features))
+    edges = _edges(points, normals, features, gap)
+    half, value = normalized_cut(_graph(len(points), edges.pairs, edges.hold))
     if value >= CUT or min(int(half.sum()), int((~half).sum())) < SMALLEST:
         return None
     half_points = torch.from_numpy(half)
@@ -85,7 +95,39 @@ def two_objects(
     if min(float(first.norm()), float(second.norm())) < COHERENT:
         return None  # features that are all noise, or all the same, say nothing
     alike = float(torch.nn.functional.cosine_similarity(first, second, dim=0))
-    return half_points if alike < DIFFERENT else None
+    return half_points if alike < DIFFERENT and edges.visible(half) else None
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Neighbours in a cluster."""
+
+    points: Float[np.ndarray, "n 3"]
+    features: Float[np.ndarray, "n c"]
+    pairs: Int[np.ndarray, "k 2"]
+    unlike: Float[np.ndarray, "k"]
+    """How much their features differ: one minus cosine."""
+    crease: Bool[np.ndarray, "k"]
+    """Whether they lie across a crease."""
+
+    @property
+    def hold(self) -> Float[np.ndarray, "k"]:
+        """How strongly they hold together."""
+        return np.exp(-self.unlike / SOFTNESS) * np.where(self.crease, CONCAVE, 1.0)
+
+    def visible(self, half: Bool[np.ndarray, "n"]) -> bool:
+        """Whether a cut follows a crease or a jump of the features; one that parts no neighbours does so by itself.
+
+        A jump is more than what the features change by when one goes on as far in the same direction on either side.
+        """
+        first, second = self.pairs.T
+        parted = half[first] != half[second]
+        if not parted.any() or self.crease[parted].mean() > ALONG:
+            return True
+        ends = np.concatenate((self.pairs[parted], self.pairs[parted][:, ::-1]))
+        beyond = KDTree(self.points).query(2 * self.points[ends[:, 0]] - self.points[ends[:, 1]])[1]
+        usual = 1.0 - (self.features[ends[:, 0]] * self.features[beyond]).sum(axis=1)
+        return bool(self.unlike[parted].mean() > JUMP * usual.mean())
 
 
 def normalized_cut(affinity: csr_array, thresholds: int = 40) -> tuple[Bool[np.ndarray, "n"], float]:
@@ -115,16 +157,26 @@ def normalized_cut(affinity: csr_array, thresholds: int = 40) -> tuple[Bool[np.n
     return best, value
 
 
-def _affinity(points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"], features: Float[Tensor, "n c"]) -> csr_array:
-    """How strongly neighbours hold together."""
+def _edges(
+    points: Float[Tensor, "n 3"], normals: Float[Tensor, "n 3"], features: Float[Tensor, "n c"], gap: float
+) -> _Edges:
+    """Neighbours up to two and a half times the median spacing apart.
+
+    Unevenly spread points fall into islands then, which would cost a cut nothing. They are linked by the short steps
+    that made them one cluster.
+    """
     place, normal = points.numpy(), normals.numpy()
     pairs = _pairs(place, 2.5 * _spacing(place))
+    count, island = connected_components(_graph(len(place), pairs), directed=False)
+    if count > 1:
+        wide = _pairs(place, gap)
+        pairs = np.concatenate((pairs, wide[island[wide[:, 0]] != island[wide[:, 1]]]))
     first, second = pairs.T
-    alike = (features[first] * features[second]).sum(dim=-1).numpy()
+    look = features.numpy()
+    unlike = 1.0 - (look[first] * look[second]).sum(axis=1)
     step = place[first] - place[second]
     fold = ((normal[first] - normal[second]) * step).sum(axis=1) / np.maximum(np.linalg.norm(step, axis=1), 1e-6)
-    hold = np.exp(-(1.0 - alike) / SOFTNESS) * np.where(fold < -CREASE, CONCAVE, 1.0)
-    return _graph(len(place), pairs, hold)
+    return _Edges(place, look, pairs, unlike, fold < -CREASE)
 
 
 def _graph(count: int, pairs: Int[np.ndarray, "k 2"], weight: Float[np.ndarray, "k"] | None = None) -> csr_array:

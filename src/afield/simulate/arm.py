@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from afield.errors import AfieldError
 from afield.geometry import matrix_to_quat_wxyz, rotation_angle
 from afield.hand import Hand
 from afield.hand_description import resolve_package_file
+from afield.simulate.closing import pregrasp_and_lift
+from afield.simulate.grasp_test import GraspTestConfig
 
 ARMS = Path(__file__).parents[1] / "arms"
 TABLE = "table"
@@ -62,10 +64,8 @@ class ReachConfig:
 
     clearance: float = 0.02
     """Smallest distance of arm and forearm to the table, in metres."""
-    back_off: float = 0.08
-    """The pregrasp is this far behind the grasp along the palm's normal, in metres."""
-    lift: float = 0.10
-    """The hand is lifted by this, in metres."""
+    test: GraspTestConfig = field(default_factory=GraspTestConfig)
+    """Says how far away the pregrasp is and how high the hand is lifted."""
     position_tolerance: float = 0.005
     """Metres."""
     rotation_tolerance: float = math.radians(2.0)
@@ -240,9 +240,7 @@ class ArmWithHand:
         """
         config = self.config
         pose, joints = self.hand.split(beta.detach().cpu().float())
-        back, up = pose.clone(), pose.clone()
-        back[:3, 3] -= config.back_off * (pose[:3, :3] @ self.hand.palm_normal)
-        up[2, 3] += config.lift
+        back, up = pregrasp_and_lift(self.hand, pose, config.test.back_off, config.test.lift)
         goals = {"grasp": pose, "pregrasp": back, "lift": up}
         generator = np.random.default_rng(config.seed)
         best: tuple[int, str | None, dict[str, tuple[float, ...]], float] = (-1, None, {}, math.inf)

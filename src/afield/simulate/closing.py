@@ -1,4 +1,4 @@
-"""How fingers close: derived from the hand configuration and the observed points alone, never from true geometry."""
+"""How a hand comes, closes and lifts: derived from the grasp and the observed points alone, never from true geometry."""
 
 from __future__ import annotations
 
@@ -51,6 +51,16 @@ def closing_step(
     step = torch.linalg.solve(system, jacobian.T @ wanted)
     limits = hand.limits.to(joints)
     return (joints + step).clamp(limits[:, 0], limits[:, 1])
+
+
+def pregrasp_and_lift(
+    hand: Hand, pose: Float[Tensor, "4 4"], back_off: float, lift: float
+) -> tuple[Float[Tensor, "4 4"], Float[Tensor, "4 4"]]:
+    """Where the palm is before and after it holds: some metres back along its normal, and straight up."""
+    back, up = pose.clone(), pose.clone()
+    back[:3, 3] -= back_off * (pose[:3, :3] @ hand.palm_normal.to(pose))
+    up[2, 3] += lift
+    return back, up
 
 
 def finger_points(hand: Hand) -> HandPoints:

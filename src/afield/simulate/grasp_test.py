@@ -23,7 +23,7 @@ from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
 from afield.geometry import rotation_angle
 from afield.hand import Hand
-from afield.simulate.closing import closing_step
+from afield.simulate.closing import closing_step, pregrasp_and_lift
 from afield.simulate.world import CARRIER, MOCAP, HandActuation, World, build_world, carrier_pose, hand_joint_ids
 
 logger = logging.getLogger(__name__)
@@ -259,10 +259,7 @@ class _Episode:
         pose, joints = hand.split(beta)
         opened = closing_step(hand, beta, self.points, -config.open_by)
         squeezed = closing_step(hand, beta, self.points, config.squeeze)
-        back = pose.clone()
-        back[:3, 3] -= config.back_off * (pose[:3, :3] @ hand.palm_normal.cpu())
-        up = pose.clone()
-        up[2, 3] += config.lift
+        back, up = pregrasp_and_lift(hand, pose, config.back_off, config.lift)
         self.data.qpos[:] = self.initial
         self._put_hand(hand.join(back, opened))
         mujoco.mj_forward(self.model, self.data)

@@ -4,6 +4,7 @@
 # MuJoCo is a compiled module without type stubs.
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,10 @@ OBSERVED_MASS = 0.1
 """Mass in kilograms that is assumed for an object of which only points are known."""
 FLOATING = 0.02
 """An observed object whose lowest point is this high above the table, in metres, must lie on something."""
+BENEATH = 0.01
+"""Points of another object this close to an object's footprint, in metres, and lower, are below it ..."""
+CARRYING = 5
+"""... and so many of them carry it."""
 MOCAP = "hand_target"
 CARRIER = "hand_carrier"
 
@@ -135,8 +140,23 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, 
     nearest = [float(np.linalg.norm(member - palm.cpu().numpy(), axis=1).min()) for member in clusters]
     target = int(np.argmin(nearest))
     objects = [_observed(f"object{i}", member, height, solid=i != target) for i, member in enumerate(clusters)]
-    stands = tuple(stand for o in objects if o is not None and (stand := _support(o, height)) is not None)
+    stands = tuple(
+        stand
+        for number, thing in enumerate(objects)
+        if thing is not None
+        and not _lies_on(clusters[number], [other for i, other in enumerate(clusters) if i != number])
+        and (stand := _support(thing, height)) is not None
+    )
     return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed", stands)
+
+
+def _lies_on(points: Float[np.ndarray, "n 3"], others: Sequence[Float[np.ndarray, "m 3"]]) -> bool:
+    """Whether points of other things were seen below an object, which then carry it."""
+    if not others:
+        return False
+    below = np.concatenate(others)
+    apart, nearest = KDTree(points[:, :2]).query(below[:, :2])
+    return int(((apart < BENEATH) & (below[:, 2] < points[nearest, 2])).sum()) >= CARRYING
 
 
 def _support(thing: WorldObject, height: float) -> Stand | None:

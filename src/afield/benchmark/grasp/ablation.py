@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from afield.artifacts import read_json, write_json
 from afield.benchmark.grasp.manifest import Row
 from afield.benchmark.grasp.methods import METHODS
-from afield.benchmark.grasp.prepare import Bench, demo_scene, pretraining, setting_of
+from afield.benchmark.grasp.prepare import Bench, demo_scene, fingerprint, is_done, pretraining, setting_of, trial_scene
 from afield.benchmark.grasp.trial import distance_to_part
 from afield.pretrain import FieldModel, train_field
 from afield.scene import Scene
@@ -55,12 +55,13 @@ def make_ablation_field(bench: Bench, row: Row, count: int, included: bool) -> N
 
 def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, trial: int) -> None:
     """Repeat the grasp by least energy, as the paper does, and measure how far the hand is from the part."""
-    file = trial_file(bench, row, count, included, trial)
-    if file.is_file():
+    file, field = trial_file(bench, row, count, included, trial), field_folder(bench, row, count, included)
+    config = METHODS["attention"].config
+    mark = fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(config))
+    if is_done(file, mark):
         return
     setting = setting_of(bench, row, trial)
-    model = FieldModel.load(field_folder(bench, row, count, included))
-    config = replace(METHODS["attention"].config, seed=setting.seed)
+    model, config = FieldModel.load(field), replace(config, seed=setting.seed)
     grasp = transfer_grasp(setting.demonstration, setting.scene, model, setting.hand, config, progress=False)
     write_json(
         file,
@@ -70,6 +71,7 @@ def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, tria
             "demonstration_included": included,
             "trial": trial,
             "distance_to_part": distance_to_part(setting, grasp.beta),
+            "fingerprint": mark,
         },
     )
 

@@ -41,6 +41,7 @@ def prepare_object(entry: Mapping[str, Any], base: Path, folder: Path) -> Path:
     pieces = pieces or _convex_pieces(mesh)
 
     def fill(temporary: Path) -> None:
+        """Write everything into the folder that will take the place of `folder`."""
         (temporary / "visual.obj").write_text(_obj(mesh), encoding="ascii")
         texture = entry.get("texture")
         if texture:

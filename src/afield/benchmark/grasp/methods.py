@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from afield.fields.alignment import AlignConfig
 from afield.starts import StartConfig
 from afield.transfer import TransferConfig
 
-PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False)
+PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False, align=False)
+SHAPE = replace(PLAIN, start=StartConfig(matched=0.0))
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ METHODS = {
     "sparsedff + geometry + gate": Method("sparsedff"),
     "dff": Method("dff", config=PLAIN),
     "dff + geometry + gate": Method("dff"),
-    "geometry": Method("geometry", config=replace(PLAIN, start=StartConfig(matched=0.0))),
+    "geometry": Method("geometry", config=SHAPE),
+    "geometry + alignment": Method("geometry", config=replace(SHAPE, align=True, alignment=AlignConfig(features=0.0))),
 }
 """By name. `geometry` alone has no features and so neither gate nor centring nor matched starts."""
+COLUMNS = tuple(name for name in METHODS if name != "geometry + alignment")
+"""Those that run by default."""

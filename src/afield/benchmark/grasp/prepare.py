@@ -6,6 +6,7 @@ Every function is a task of its own process: it takes names and paths, and skips
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ from afield.attend import attend
 from afield.benchmark.grasp.manifest import BenchObject, Manifest, Row, read_manifest
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene
-from afield.benchmark.grasp.trial import Setting, run_trial
+from afield.benchmark.grasp.trial import TEST, Setting, run_trial
 from afield.capture import read_capture
 from afield.capture.objects import PlacedObject, body_pose
 from afield.capture.room import RenderConfig, settle
@@ -32,10 +33,13 @@ from afield.pipeline import scene_from_capture
 from afield.pretrain import FieldModel, train_field
 from afield.scene import Scene
 from afield.simulate import World, world_from_capture
+from afield.simulate.rehearse import STRICT
 from afield.simulate.world import WorldObject
 from afield.synthesis import SynthesisConfig, Synthesized, find_part, synthesize_grasp
 
 PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
+TRIAL_VERSION = 2
+"""Raised when the code of transfer, rehearsal or physics changes what comes out, so that old records are not taken for new."""
 
 
 @dataclass(frozen=True)
@@ -107,16 +111,19 @@ def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
 def make_absent(bench: Bench, row: Row, trial: int) -> None:
     """How similar the best instance of a scene is in which there is nothing to repeat."""
     file = bench.trial_file(row, trial, "absent")
-    if file.is_file():
-        return
     spec = absent_scene(bench, row, trial)
     make_scene(bench, spec)
+    field = bench.field_folder(row, METHODS["attention"].field_name)
+    mark = fingerprint(bench, row, spec, field, {"gate": True, "center": True})
+    if is_done(file, mark):
+        return
     hand = bench.load_hand()
     demonstration = load_demonstration(bench, row, hand)
-    model = FieldModel.load(bench.field_folder(row, METHODS["attention"].field_name))
+    model = FieldModel.load(field)
     scene = Scene.load(bench.scene_folder(spec) / "scene")
     shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
-    write_json(file, {"row": row.name, "scene": spec.name, "similarity": here.similarity - shown.similarity})
+    similarity = here.similarity - shown.similarity
+    write_json(file, {"row": row.name, "scene": spec.name, "similarity": similarity, "fingerprint": mark})
 
 
 def make_scene(bench: Bench, spec: SceneSpec) -> None:
@@ -199,16 +206,14 @@ def make_field(bench: Bench, row: Row, method: str) -> None:
 
 def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
     """Run one trial and keep its record."""
-    file = bench.trial_file(row, trial, method)
-    if file.is_file() and read_json(file).get("method_config") == _fingerprint(method):
+    file, chosen, spec = bench.trial_file(row, trial, method), METHODS[method], trial_scene(bench, row, trial)
+    field = bench.field_folder(row, chosen.field_name)
+    mark = fingerprint(bench, row, spec, field, asdict(chosen))
+    if is_done(file, mark):
         return
-    chosen = METHODS[method]
-    setting = setting_of(bench, row, trial)
-    record = run_trial(setting, chosen, FieldModel.load(bench.field_folder(row, chosen.field_name)))
-    scene = trial_scene(bench, row, trial).name
+    record = run_trial(setting_of(bench, row, trial), chosen, FieldModel.load(field))
     key: Mapping[str, Any] = {
-        "table": row.table, "row": row.name, "trial": trial, "method": method, "scene": scene,
-        "method_config": _fingerprint(method),
+        "table": row.table, "row": row.name, "trial": trial, "method": method, "scene": spec.name, "fingerprint": mark,
     }  # fmt: skip
     write_json(file, {**key, **record})
 
@@ -227,6 +232,39 @@ def setting_of(bench: Bench, row: Row, trial: int) -> Setting:
     )
 
 
-def _fingerprint(method: str) -> dict[str, Any]:
-    """A trial is run again when its method has changed."""
-    return json.loads(json.dumps(asdict(METHODS[method])))
+def is_done(file: Path, mark: str) -> bool:
+    """Whether a record is there that was made of the very same things."""
+    return file.is_file() and read_json(file).get("fingerprint") == mark
+
+
+def fingerprint(bench: Bench, row: Row, spec: SceneSpec, field: Path, settings: Mapping[str, Any]) -> str:
+    """A hash of all that a record depends on; when it changes, the trial is run again.
+
+    Args:
+        bench: the run.
+        row: its demonstration counts, and the manifest's objects with their masses and parts.
+        spec: the scene that counts.
+        field: folder of the field.
+        settings: what else the record depends on, such as the method.
+    """
+    objects = {
+        name: [(thing.folder / "object.json").read_text(encoding="utf-8"), thing.stand]
+        for name, thing in bench.manifest().objects.items()
+    }
+    demonstration = read_json(demonstration_file(bench, *row.demo))
+    given = [
+        TRIAL_VERSION,
+        bench.hand,
+        bench.seed,
+        settings,
+        asdict(TEST),
+        asdict(STRICT),
+        asdict(row),
+        objects,
+        demonstration,
+    ]
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
+    for folder in (bench.scene_folder(demo_scene(row)) / "scene", bench.scene_folder(spec) / "scene", field):
+        for file in sorted(folder.rglob("*.safetensors")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +13,11 @@ from tqdm import tqdm
 from afield.artifacts import package_versions, read_json, write_json
 from afield.benchmark.grasp import ablation, prepare
 from afield.benchmark.grasp.manifest import Row
-from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.methods import COLUMNS, METHODS
 from afield.benchmark.grasp.pictures import draw_causes
 from afield.benchmark.grasp.prepare import Bench
 from afield.benchmark.grasp.tables import confidence_markdown, evaluate, markdown
-from afield.capture.opengl import opengl_environment
+from afield.capture.opengl import drawing_pool
 from afield.confidence import Calibration, Evidence, fit_calibration, reliability
 from afield.errors import AfieldError
 
@@ -41,8 +36,8 @@ class GraspBenchConfig:
     """Only this table."""
     trials: int = 10
     """Scenes per row."""
-    methods: tuple[str, ...] = tuple(METHODS)
-    """Which methods."""
+    methods: tuple[str, ...] = COLUMNS
+    """Which methods; `geometry + alignment` is one more."""
     out: Path = Path("runs/bench_grasp")
     """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
     jobs: int = 0
@@ -73,12 +68,9 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     for name in config.methods:
         if name not in METHODS:
             raise AfieldError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
-    variables, reason = opengl_environment()
-    if variables is None:
-        raise AfieldError(f"The scenes must be drawn, but no OpenGL driver works ({reason}); install libegl1.")
     bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
     rows = _rows(bench, config)
-    with _workers(config.jobs, variables) as pool:
+    with drawing_pool(config.jobs) as pool:
         _prepare(pool, bench, rows, config, progress)
         if config.figure6:
             return _figure6(pool, bench, rows, config, progress)
@@ -103,22 +95,6 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     if config.pictures:
         draw_causes(bench, rows, records, config.methods[0])
     return result
-
-
-@contextmanager
-def _workers(jobs: int, variables: Mapping[str, str]) -> Iterator[ProcessPoolExecutor]:
-    """A pool of processes, one per core by default."""
-    jobs = jobs or os.cpu_count() or 1
-    # Workers inherit these: MuJoCo binds its OpenGL on import, and many small processes beat many threads.
-    before = dict(os.environ)
-    os.environ.update({**variables, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))})
-    try:
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-            yield pool
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def _figure6(
@@ -225,17 +201,6 @@ def _trials(
     if "attention" in config.methods:
         absent = [(prepare.make_absent, (bench, row, n)) for row in rows for n in range(config.trials)]
         _stage(pool, "without the target", absent, progress)
-
-
-def _end_with(parent: int) -> None:
-    """Let a worker end when the process that started it is gone; a killed one cannot tell its workers."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _stage(

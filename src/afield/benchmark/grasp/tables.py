@@ -29,6 +29,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     causes = [str(record["cause"]) for record in records]
 
     def mean(key: str) -> float | None:
+        """Over the trials that have it."""
         values = [float(record[key]) for record in records if record.get(key) is not None]
         return round(sum(values) / len(values), 4) if values else None
 

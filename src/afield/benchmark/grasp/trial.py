@@ -29,6 +29,8 @@ from afield.transfer import transfer_grasp
 
 GROWN = 0.01
 """The middle of the contacts must lie on the part, or this close to it, in metres."""
+TEST = GraspTestConfig(stop_early=True)
+"""What a grasp must survive."""
 NEAR = 0.02
 """A hand farther from the target than this, in metres, went for something else."""
 
@@ -65,9 +67,7 @@ def run_trial(setting: Setting, method: Method, model: FieldModel) -> dict[str, 
     except AfieldError as error:
         return {"success": False, "held": False, "on_part": False, "failure": str(error), "cause": "no grasp"}
     seconds = time.monotonic() - begin
-    test = simulate_grasp(
-        world, setting.hand, grasp.beta, scene.points, GraspTestConfig(stop_early=True), progress=False
-    )
+    test = simulate_grasp(world, setting.hand, grasp.beta, scene.points, TEST, progress=False)
     target, part = setting.row.test
     on_part = holds_part(test.contacts, setting.objects[target].parts[part])
     near = bool(_distances(setting, grasp.beta, None).min() < NEAR)
@@ -116,4 +116,4 @@ def _cause(held: bool, on_part: bool, near: bool, penetration: float) -> str:
         return "wrong object"
     if held:
         return "wrong part"
-    return "overlap" if penetration > GraspTestConfig.max_penetration else "slipped"
+    return "overlap" if penetration > TEST.max_penetration else "slipped"

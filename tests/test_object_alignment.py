@@ -1,0 +1,84 @@
+"""One object laid upon another as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from scene_samples import SOURCE
+
+from afield.fields.alignment import AlignConfig, align, even_rotations
+from afield.geometry import pose_from, rotation_about_axis, rotation_angle, transform_points, uniform_sphere
+from afield.scene import Scene
+
+
+def _toy(seed: int = 0, count: int = 700) -> Scene:
+    """A body with a neck at one end and a tail at the other; features say little more than where the top is."""
+    generator = torch.Generator().manual_seed(seed)
+    unit = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=-1)
+    part = torch.arange(count) % 4
+    size = torch.tensor([[0.06, 0.03, 0.025], [0.06, 0.03, 0.025], [0.012, 0.012, 0.04], [0.025, 0.008, 0.008]])[part]
+    place = torch.tensor([[0.0, 0, 0.06], [0, 0, 0.06], [0.05, 0, 0.11], [-0.08, 0.0, 0.07]])[part]
+    features = torch.nn.functional.normalize(torch.cat((unit[:, 2:], torch.ones(count, 2)), dim=-1), dim=-1)
+    return Scene(size * unit + place, features, torch.rand(count, 3), unit, SOURCE)
+
+
+def _off(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).norm(dim=-1).mean())
+
+
+@pytest.mark.parametrize(("axis", "angle", "scale"), [(2, 2.0, 1.0), (2, -0.7, 1.5), (0, 1.6, 1.0), (1, 2.6, 0.8)])
+@pytest.mark.parametrize("features", [0.0, 0.3])
+def test_a_turned_and_scaled_object_is_found_again(axis: int, angle: float, scale: float, features: float) -> None:
+    """Other points of the same shape; also lying on its side and on its back."""
+    turn = rotation_about_axis(torch.eye(3)[axis], torch.tensor(angle))
+    motion = pose_from(turn, torch.tensor([0.3, -0.2, 0.1]))
+    shown, other = _toy(), _toy(1)
+    here = replace(other, points=transform_points(motion, scale * other.points))
+    found = align(shown, here, AlignConfig(features=features))
+    assert _off(found.carry(shown.points), transform_points(motion, scale * shown.points)) < 0.008 * scale
+    assert float(rotation_angle(found.rotation, turn)) < 0.12
+    assert found.scale == pytest.approx(scale, rel=0.06)
+
+
+def test_a_held_point_goes_along_and_the_hand_keeps_its_size() -> None:
+    shown, other = _toy(), _toy(1)
+    found = align(shown, replace(other, points=1.4 * other.points + 0.2))
+    point = torch.tensor([0.05, 0.0, 0.15])
+    motion = found.motion_at(point)
+    torch.testing.assert_close(transform_points(motion, point[None])[0], found.carry(point))
+    torch.testing.assert_close(motion[:3, :3] @ motion[:3, :3].T, torch.eye(3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("angle", [2.8, -0.34])
+def test_features_tell_the_ends_of_a_symmetric_thing_apart(angle: float) -> None:
+    """A plain rod with one red end, turned round or not: shape alone cannot know both."""
+    points = uniform_sphere(600) * torch.tensor([0.1, 0.012, 0.012]) + torch.tensor([0.0, 0.0, 0.05])
+    red = (points[:, 0] > 0.02).float()
+    features = torch.stack((red, 1 - red), dim=-1)
+    shown = Scene(points, features, torch.rand(600, 3), uniform_sphere(600), SOURCE)
+    turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(angle))
+    found = align(shown, replace(shown, points=points @ turn.T))
+    wanted = (points @ turn.T)[:, :2]  # a rod may be rolled about itself
+    assert _off(found.carry(points)[:, :2], wanted) < 0.03
+
+
+def test_what_stands_stays_standing_where_shape_does_not_say() -> None:
+    """A rod may be rolled about itself; the cheapest way does not turn it over, however it is turned."""
+    points = uniform_sphere(600) * torch.tensor([0.1, 0.012, 0.012])
+    features = torch.stack((torch.ones(600), points[:, 0] * 5), dim=-1)
+    shown = Scene(points, torch.nn.functional.normalize(features, dim=-1), torch.rand(600, 3), points, SOURCE)
+    turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(-2.0))
+    found = align(shown, replace(shown, points=points @ turn.T))
+    assert float(found.rotation[2, 2]) > 0.9
+
+
+def test_even_rotations_are_rotations_and_leave_no_gap() -> None:
+    grid = even_rotations(600)
+    torch.testing.assert_close(grid @ grid.transpose(-1, -2), torch.eye(3).expand(600, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(grid), torch.ones(600))
+    probes = torch.linalg.qr(torch.randn(200, 3, 3, generator=torch.Generator().manual_seed(0)))[0]
+    probes = probes * torch.linalg.det(probes)[:, None, None]
+    nearest = rotation_angle(probes[:, None], grid[None]).amin(dim=-1)
+    assert float(nearest.max()) < 0.6
