@@ -130,6 +130,8 @@ class AlignConfig:
     mirror: bool = True
     """Also try the mirrored function."""
     weights: Weights = field(default_factory=Weights)
+    least_seen: float = 0.3
+    """Hypotheses are left out for which the camera would see less than this share of the contact region."""
     rounds: tuple[tuple[int, int, int], ...] = ((5, 150, 12), (12, 300, 5))
     """Coarse stage: trial steps, seen points, and how many hypotheses go on."""
     fine: int = 12
@@ -280,12 +282,30 @@ def align(
     for steps, points, keep in config.rounds:
         part = replace(problem, target=target.thinned(points))
         coarse = minimize_lm(part, state, LevenbergMarquardtConfig(steps), basis)
-        state = coarse.state[coarse.quadratic.cost.argsort(stable=True)[:keep]]
+        hidden = seen_share(volume, coarse.state, contact, target.eye) < config.least_seen
+        cost = coarse.quadratic.cost + 1e3 * hidden
+        state = coarse.state[cost.argsort(stable=True)[:keep]]
     problem = replace(problem, contact=contact, like_contact=like_contact(volume, target))
     fine = minimize_lm(problem, state, LevenbergMarquardtConfig(config.fine), basis)
     order = fine.quadratic.cost.argsort(stable=True)
     terms = {name: value[order] for name, value in fine.quadratic.terms.items()}
     return Alignment(fine.state[order], fine.quadratic.cost[order], terms)
+
+
+def seen_share(
+    volume: Volume, state: Similarity, region: Float[Tensor, "k 3"], eye: Float[Tensor, "3"], samples: int = 24
+) -> Float[Tensor, "s"]:
+    """Share of the contact region that the camera would see: no part of the object lies on the way to it.
+
+    The thing that is touched, a handle say, hides its own far side; so a point counts as hidden only behind a depth of 4% inside.
+    """
+    region = region[:: max(1, len(region) // 40)]
+    there = state.apply(eye[None])
+    way = functional.normalize(there - region, dim=-1)
+    along = torch.linspace(0.05, 2.2, samples)
+    points = region[None, :, None] + way[:, :, None] * along[:, None]
+    inside = volume.look_up(points)[0][..., 0] < -0.04
+    return 1.0 - inside.any(dim=-1).float().mean(dim=-1)
 
 
 def align_cloud(volume: Volume, points: Float[Tensor, "n 3"], steps: int = 40) -> Alignment:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,18 @@ from jaxtyping import Bool, Float
 from scipy.spatial import KDTree
 from torch import Tensor
 
-from afield.capture.furniture import Furniture, joint_motion, photograph_furniture, ring_cameras, surface_points
+from afield.benchmark.align_bench import same_instance
+from afield.capture.articulated import ArticulatedObject
+from afield.capture.furniture import (
+    BODY,
+    HANDLE,
+    JOINT,
+    Furniture,
+    joint_motion,
+    photograph_furniture,
+    ring_cameras,
+    surface_points,
+)
 from afield.capture.opengl import draw_elsewhere
 from afield.distill import FitConfig, Fitted, Flow, Labels, fit_affordance
 from afield.distill.judge import judge_views
@@ -22,7 +33,9 @@ from afield.errors import AfieldError
 from afield.geometry import rigid_registration
 from afield.observation import Observation, View
 from afield.perception.features import extractor_by_name
+from afield.skills import DescriptorBasis, Skill
 
+EXTRACTOR = "dinov2-s-embedded"
 HORIZON = 32
 POINTS = 200_000
 """On either surface for the chamfer distance. Two such samples of one microwave are .15% of its diagonal apart."""
@@ -58,6 +71,8 @@ class Case:
     """Where the handle is seen in the views that are not fitted."""
     truth: Float[Tensor, "m 3"]
     """Points on the true surface, in metres."""
+    basis: DescriptorBasis
+    """How pictures are described."""
 
     @property
     def diagonal(self) -> float:
@@ -70,7 +85,8 @@ def run(config: FitBenchConfig | None = None, *, progress: bool = True) -> dict[
 
     Returns:
         The figures of `compare` for posed pictures with depth and masks; under `color_only` those of the same pictures
-        without depth, as the paper has them; `neus_seconds_per_iteration` of the paper's networks.
+        without depth, as the paper has them; `neus_seconds_per_iteration` of the paper's networks; how well and how fast
+        the fitted object is found again, see `align_bench.same_instance`.
     """
     config = config or FitBenchConfig()
     case = build(config, progress=progress)
@@ -85,7 +101,21 @@ def run(config: FitBenchConfig | None = None, *, progress: bool = True) -> dict[
     finally:
         torch.set_num_threads(threads)
     depth, color = (compare(fitted, case, config.seed) for fitted in fits)
-    return {**depth, "color_only": color, **neus, "kind": config.kind, "views": config.views}
+    found = same_instance(_skill(fits[0], case), _as_object(case.item), seed=config.seed)
+    return {**depth, "color_only": color, **neus, **found, "kind": config.kind, "views": config.views}
+
+
+def _skill(fitted: Fitted, case: Case) -> Skill:
+    floor = float(-fitted.center[2] / fitted.scale)
+    words = f"open the {case.item.kind}"
+    return Skill(case.item.kind, words, fitted.field, fitted.center, fitted.scale, case.basis, floor)
+
+
+def _as_object(item: Furniture) -> ArticulatedObject:
+    handle = (f"{BODY}_{HANDLE}", f"{BODY}_stem0", f"{BODY}_stem1")
+    return ArticulatedObject(
+        item.kind, item.kind, f"{BODY}_{JOINT}", item.travel, furniture=asdict(item), handle=handle
+    )
 
 
 def build(config: FitBenchConfig, *, progress: bool = True) -> Case:
@@ -103,10 +133,11 @@ def build(config: FitBenchConfig, *, progress: bool = True) -> Case:
     held_out, held_handles = draw_elsewhere(
         photograph_furniture, item, ring_cameras(item, 7, config.resolution, distance=3.2, elevation=32.0)[:6]
     )
-    descriptors, _, _ = describe_views(observation, extractor_by_name("dinov2-s-embedded"), progress=progress)
+    descriptors, mean, axes = describe_views(observation, extractor_by_name(EXTRACTOR), progress=progress)
     truth, _ = surface_points(item, POINTS, config.seed)
     labels = Labels(tuple(handles), descriptors, 0.0, true_flow(item, config.tracks, config.seed))
-    return Case(item, observation, labels, held_out.views, tuple(held_handles), truth)
+    basis = DescriptorBasis(EXTRACTOR, mean, axes)
+    return Case(item, observation, labels, held_out.views, tuple(held_handles), truth, basis)
 
 
 def compare(fitted: Fitted, case: Case, seed: int = 0) -> dict[str, Any]:

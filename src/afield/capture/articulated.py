@@ -58,6 +58,8 @@ class ArticulatedObject:
     """Degrees about +z that turn its front towards -y."""
     closed: float = 0.0
     """Position of the joint before it is opened."""
+    twin: str | None = None
+    """Name of an entry for another part of the same thing that would serve as well: the other wing of a double door."""
     body: str | None = None
     """Take this body and what hangs on it; everything in the file if None."""
     visible_groups: int = HIDDEN_GROUPS
