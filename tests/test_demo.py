@@ -12,11 +12,20 @@ from afield.demo import run_demo
 
 def _check(out: Path, summary: dict) -> None:
     assert summary["grasp"]["success"], summary["verdict"]
+    assert summary["act"]["success"], summary["verdict"]
     assert json.loads((out / "summary.json").read_text()) == summary
     page = (out / "report.html").read_text()
     assert "holds in physics" in page
+    assert 'id="performed"' in page, "the arm's part is shown too"
     assert "connect-src" in page or "default-src" in page, "the page forbids itself all network access"
-    for name in ("run.json", "simulation/afield.json", "figures/overview.png", "grasp/tensors.safetensors"):
+    for name in (
+        "run.json",
+        "simulation/afield.json",
+        "figures/overview.png",
+        "grasp/tensors.safetensors",
+        "act/run.json",
+        "act/trajectory.csv",
+    ):
         assert (out / name).stat().st_size > 0
 
 
