@@ -119,6 +119,8 @@ class Weights:
     """Of the log-scale against the demonstrated size."""
     stretch: float = 0.35
     """Of the differences between the log-scales of the axes; 0 keeps them equal, as in the paper."""
+    mirror: float = 0.0
+    """Cost of being mirrored: most doors have their hinge where the demonstrated one has it."""
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ class Problem:
     def _priors(self, state: Similarity) -> list[tuple[str, Quadratic]]:
         """It stands upright on the table and is about as large as the demonstrated one."""
         weights, count = self.weights, len(state)
-        parts = []
+        zero = Quadratic.zero(count, 9)
+        parts = [("mirror", replace(zero, cost=weights.mirror * (state.sign[:, 0] < 0).float()))]
         if math.isfinite(weights.tilt):
             up = state.rotation[:, :, 2]
             x, y, z = up.unbind(dim=-1)
