@@ -344,3 +344,5 @@ def test_a_small_benchmark_runs_and_takes_up_where_it_was(tmp_path: Path) -> Non
 def test_unknown_choices_are_named(tmp_path: Path) -> None:
     with pytest.raises(AfieldError, match="no method 'magic'"):
         run(GraspBenchConfig(methods=("magic",), out=tmp_path))
+    with pytest.raises(AfieldError, match="At least one scene per row"):
+        run(GraspBenchConfig(trials=0, out=tmp_path))

@@ -68,6 +68,11 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     for name in config.methods:
         if name not in METHODS:
             raise AfieldError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    if config.trials < 1 or config.jobs < 0:
+        raise AfieldError(
+            f"At least one scene per row and no negative number of processes, but {config.trials} and {config.jobs} were "
+            "asked for."
+        )
     bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
     rows = _rows(bench, config)
     with drawing_pool(config.jobs) as pool:
