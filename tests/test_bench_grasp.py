@@ -16,7 +16,7 @@ import trimesh
 
 from afield.benchmark.grasp import ablation
 from afield.benchmark.grasp.manifest import Manifest, read_manifest
-from afield.benchmark.grasp.methods import METHODS
+from afield.benchmark.grasp.methods import COLUMNS, METHODS
 from afield.benchmark.grasp.prepare import (
     Bench,
     demonstration_content,
@@ -227,8 +227,8 @@ def test_tables_count_what_happened(manifest: Manifest) -> None:
 def test_methods_differ_only_where_they_should() -> None:
     plain = {name for name, method in METHODS.items() if not method.config.resolved().gate}
     assert plain == {"attention, true mask", "faithful", "sparsedff", "dff", "geometry", "geometry + alignment"}
-    unaligned = {name for name, method in METHODS.items() if not method.config.resolved().align}
-    assert unaligned == {"faithful", "sparsedff", "dff", "geometry"}
+    aligned = {name for name, method in METHODS.items() if method.config.resolved().align}
+    assert aligned == set(METHODS) - set(COLUMNS) == {"attention + alignment", "geometry + alignment"}
     shape = METHODS["geometry + alignment"].config
     assert shape.alignment.features == 0.0, "geometry sees no features"
     starts = {method.config.start for name, method in METHODS.items() if not name.startswith(("faithful", "geometry"))}
@@ -344,3 +344,5 @@ def test_a_small_benchmark_runs_and_takes_up_where_it_was(tmp_path: Path) -> Non
 def test_unknown_choices_are_named(tmp_path: Path) -> None:
     with pytest.raises(AfieldError, match="no method 'magic'"):
         run(GraspBenchConfig(methods=("magic",), out=tmp_path))
+    with pytest.raises(AfieldError, match="At least one scene per row"):
+        run(GraspBenchConfig(trials=0, out=tmp_path))

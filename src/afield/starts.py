@@ -75,7 +75,7 @@ def sample_starts(
         motion = matched_motions(shown, held, scene, round(count * config.matched), generator)
     moved = 0 if carry is None else round(count * config.carried)
     free = count - len(motion) - moved
-    like = round(free * config.like_demonstration)
+    like = min(free, round(count * config.like_demonstration))
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))
     turned = rotation_about_axis(up.expand(like, 3), yaw) @ pose[:3, :3]

@@ -51,7 +51,7 @@ class Weights:
     """lambda_pose, per radian outside the limits."""
     table: float = 10.0
     """Per metre of mean depth below the table's margin; the paper prevents this by hand."""
-    alignment: float = 1.0
+    alignment: float = 0.3
     """Per metre of mean distance from where the alignment of the two objects carries the hand; not in the paper."""
 
 
@@ -100,8 +100,9 @@ class TransferConfig:
     """Subtract each scene's mean feature."""
     geometry: bool = True
     """Append the distance to the nearest scene point to the field's output."""
-    align: bool = True
-    """Align the demonstrated object as a whole with what is attended, and carry the hand along."""
+    align: bool = False
+    """Align the demonstrated object as a whole with what is attended, and carry the hand along. It finds the part, but has
+    not been shown to hold more often (docs/research-log.md)."""
     alignment: AlignConfig = field(default_factory=AlignConfig)
     """How the objects are aligned."""
     weights: Weights = field(default_factory=Weights)

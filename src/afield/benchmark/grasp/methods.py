@@ -8,7 +8,7 @@ from afield.fields.alignment import AlignConfig
 from afield.starts import StartConfig
 from afield.transfer import TransferConfig
 
-PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False, align=False)
+PLAIN = replace(TransferConfig(), gate=False, center=False, geometry=False)
 SHAPE = replace(PLAIN, start=StartConfig(matched=0.0))
 
 
@@ -41,8 +41,9 @@ METHODS = {
     "dff": Method("dff", config=PLAIN),
     "dff + geometry + gate": Method("dff"),
     "geometry": Method("geometry", config=SHAPE),
+    "attention + alignment": Method("attention", config=TransferConfig(align=True)),
     "geometry + alignment": Method("geometry", config=replace(SHAPE, align=True, alignment=AlignConfig(features=0.0))),
 }
 """By name. `geometry` alone has no features and so neither gate nor centring nor matched starts."""
-COLUMNS = tuple(name for name in METHODS if name != "geometry + alignment")
+COLUMNS = tuple(name for name in METHODS if not name.endswith("alignment"))
 """Those that run by default."""

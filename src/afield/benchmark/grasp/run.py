@@ -37,7 +37,7 @@ class GraspBenchConfig:
     trials: int = 10
     """Scenes per row."""
     methods: tuple[str, ...] = COLUMNS
-    """Which methods; `geometry + alignment` is one more."""
+    """Which methods; `attention + alignment` and `geometry + alignment` are two more."""
     out: Path = Path("runs/bench_grasp")
     """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
     jobs: int = 0
@@ -68,6 +68,11 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     for name in config.methods:
         if name not in METHODS:
             raise AfieldError(f"There is no method '{name}'; choose from {', '.join(METHODS)}.")
+    if config.trials < 1 or config.jobs < 0:
+        raise AfieldError(
+            f"At least one scene per row and no negative number of processes, but {config.trials} and {config.jobs} were "
+            "asked for."
+        )
     bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
     rows = _rows(bench, config)
     with drawing_pool(config.jobs) as pool:
