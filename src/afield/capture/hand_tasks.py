@@ -37,6 +37,8 @@ class HandTask:
     """Orientation of the hand in the world while `amount` is 0."""
     follow: float = 1.0
     """Share of the thing's rotation that the hand follows; the rest turns within the grip."""
+    keep: bool = False
+    """The video ends before the hand lets go, for what was lifted would fall."""
 
     def hand_pose(self, amount: float) -> Float[np.ndarray, "4 4"]:
         """`T_world_hand` while the hand is in contact."""
@@ -80,7 +82,7 @@ def _furniture(kind: Any, seed: int) -> Furniture:
 FULL_TURN = math.radians(65.0)
 ACROSS = np.array([-0.024, -0.046, 0.010])
 """In the hand's frame: the middle of a bar around which the fingers close."""
-AROUND = np.array([-0.046, -0.056, 0.010])
+AROUND = np.array([-0.050, -0.054, 0.010])
 """In the hand's frame: the middle of something as thick as a cup."""
 
 
@@ -88,7 +90,7 @@ def _pull(kind: Any, seed: int) -> HandTask:
     item = _furniture(kind, seed)
     center, _ = handle_box(item)
     lying = kind == "drawer"
-    rotation = hand_rotation((-0.1, 0.95, -0.25), (0, 0, -1)) if lying else hand_rotation((-0.35, 0.94, 0), (-0.94, -0.35, 0))
+    rotation = hand_rotation((-0.55, 0.8, -0.25), (-0.25, -0.2, -1)) if lying else hand_rotation((-0.35, 0.94, 0), (-0.94, -0.35, 0))
     end = 0.5 * item.depth if lying else FULL_TURN
     return HandTask(
         f"open_{kind}", f"open the {kind}", FurnitureThing(item), 0.0, end, GRIP, center, ACROSS, rotation, 0.35
@@ -133,9 +135,9 @@ def _vessel(name: str, seed: int) -> HandTask:
         neck=bottle,
         seed=seed,
     )
-    rotation = hand_rotation((-0.75, 0.66, 0), (-0.66, -0.75, 0))
+    rotation = hand_rotation((-0.35, 0.94, 0), (-0.94, -0.35, 0))
     touch = np.array([0.0, 0.0, 0.6 * item.height])
-    return HandTask(f"pick_{name}", f"pick up the {name}", item, 0.0, 0.16, CUP, touch, AROUND, rotation)
+    return HandTask(f"pick_{name}", f"pick up the {name}", item, 0.0, 0.16, CUP, touch, AROUND, rotation, keep=True)
 
 
 TASKS: Mapping[str, Callable[[int], HandTask]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -121,6 +121,8 @@ def render_video(folder: Path, config: VideoConfig, *, progress: bool = True) ->
         The mp4 file.
     """
     task = task_by_name(config.task, config.seed)
+    if task.keep:
+        config = replace(config, release=0)
     cameras = camera_path(task, config)
 
     def fill(temporary: Path) -> None:
@@ -234,7 +236,7 @@ def hand_path(task: HandTask, config: VideoConfig) -> list[tuple[Float[np.ndarra
             path.append(None)
             continue
         before = (config.contact_frame - index) / config.approach
-        after = (index - config.release_frame) / config.release
+        after = (index - config.release_frame) / max(1, config.release)
         if before > 0:
             pose[:3, 3] += AWAY * _gentle(np.array([before]))[0]
             path.append((pose, float(np.clip(1 - 3 * before, 0, 1))))

@@ -45,7 +45,7 @@ GRIP = HandShape(48.0, 62.0, 38.0, 25.0)
 """Fingers around a bar."""
 PUSH = HandShape(14.0, 22.0, 22.0, 20.0)
 """Slightly bent fingers that push with their tips."""
-CUP = HandShape(26.0, 30.0, 40.0, 12.0)
+CUP = HandShape(30.0, 34.0, 22.0, 14.0)
 """Around something as thick as a cup."""
 
 
@@ -105,7 +105,7 @@ def bend_hand(shape: HandShape) -> HandMesh:
 def sleeve() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], float]:
     """Both ends and the radius of the forearm, which begins at the wrist."""
     wrist = dict(zip(_rest().names, _rest().places, strict=True))["wrist"]
-    return wrist + np.array([-0.008, 0.035, 0.0]), wrist + np.array([0.03, 0.36, 0.0]), 0.034
+    return wrist + np.array([-0.008, 0.035, 0.0]), wrist + np.array([0.06, 0.75, 0.0]), 0.034
 
 
 def _bend(

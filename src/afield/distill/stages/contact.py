@@ -1,0 +1,220 @@
+"""Sixth stage: when the hand first touches and lets go, and where, as seen in the frame before it came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from afield.artifacts import load_artifact, save_artifact
+from afield.distill.stages.hands import HandTrack
+from afield.distill.stages.tracks import ObjectTracks
+from afield.errors import AfieldError
+from afield.perception.cameras import CameraPath
+
+STARTED = 1.0
+"""The part moves once its points have left their places by so many pixels more than before."""
+RESTS = 0.12
+"""A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
+JITTER = 1.8
+"""Pixels a frame that landmarks of a resting hand may jump."""
+REACH = 0.16
+"""A pixel of the object is touched if it lies within this share of the hand's extent of the last bone of a finger."""
+LAST_BONES = ((3, 4), (7, 8), (11, 12), (15, 16), (19, 20))
+"""Landmarks of the outermost bones, thumb first."""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """When and where."""
+
+    free_frame: int
+    """The last frame before the hand comes, to which `region` belongs."""
+    contact_frame: int
+    motion_frame: int
+    """In which the part has begun to move."""
+    release_frame: int
+    region: Bool[np.ndarray, "h w"]
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        names = ("free_frame", "contact_frame", "motion_frame", "release_frame")
+        header = {name: getattr(self, name) for name in names}
+        save_artifact(folder, "video-contact", {"region": torch.from_numpy(self.region)}, header)
+
+    @classmethod
+    def load(cls, folder: Path) -> Contact:
+        """Read what `save` has written."""
+        names = ("free_frame", "contact_frame", "motion_frame", "release_frame")
+        tensors, header = load_artifact(folder, "video-contact", ("region",), names)
+        return cls(*(int(header[name]) for name in names), region=tensors["region"].numpy())
+
+
+def find_contact(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+) -> Contact:
+    """The frames of first contact and release, and the region that is touched.
+
+    The part's motion says when contact must have been made; going back from there, contact begins where the hand came to rest
+    on the object. Release is where the hand leaves the part again.
+
+    Args:
+        path: cameras.
+        hands: the acting hand.
+        tracks: points of the object and the motion of its part.
+        mask: the object in the reference frame of the tracks.
+        depth: of that frame.
+
+    Raises:
+        AfieldError: the part never begins to move, or no hand is near it when it does.
+    """
+    reference = tracks.reference
+    onset = motion_onset(path, tracks)
+    if hands.state[onset] == 0:
+        near = np.flatnonzero(hands.state > 0)
+        raise AfieldError(
+            f"Stage contact: the object begins to move in frame {onset}, but a hand is seen in frames {near.min()} to {near.max()} "
+            "only; give masks with --hand-masks."
+        )
+    slow = hand_speed(path, hands, tracks, onset)
+    fastest = np.nanmax(slow[reference : onset + 1], initial=0.0)
+    limit = max(JITTER, RESTS * fastest)
+    contact = onset
+    while contact > reference + 1 and slow[contact] < limit:
+        contact -= 1
+    release = find_release(path, hands, tracks, contact, onset)
+    region = touched(path, hands, tracks, mask, depth, contact)
+    return Contact(reference, contact, onset, release, region)
+
+
+def motion_onset(path: CameraPath, tracks: ObjectTracks) -> int:
+    """The first of three frames in which the moving points have left their places.
+
+    Raises:
+        AfieldError: they never do.
+    """
+    off = _distance_from_rest(path, tracks)
+    before = np.nanmedian(off[max(0, tracks.reference - 10) : tracks.reference + 1])
+    moved = off > before + STARTED
+    for frame in range(tracks.reference + 1, len(off) - 2):
+        if moved[frame : frame + 3].all():
+            return frame
+    raise AfieldError("Stage contact: the object does not begin to move in the video; check the box or the object masks.")
+
+
+def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndarray, "t"]:
+    """Median distance in pixels of the moving points from where they would be seen had nothing moved."""
+    off = np.zeros(len(tracks.pixels))
+    for frame in range(len(off)):
+        here = tracks.seen[frame] & tracks.moving
+        if here.sum() < 4:
+            off[frame] = off[frame - 1] if frame else 0.0
+            continue
+        found = path.camera(frame).project(torch.from_numpy(tracks.points[here]).float())[0].numpy()
+        off[frame] = np.median(np.linalg.norm(found - tracks.pixels[frame, here], axis=1))
+    return off
+
+
+def hand_speed(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> Float[np.ndarray, "t"]:
+    """Pixels a frame that the fingertips move relative to the part they will touch; infinite where there is no hand."""
+    place = np.full((len(path), 2), np.nan)
+    spot = _spot(path, hands, tracks, onset)
+    for frame in np.flatnonzero(hands.state > 0):
+        moved = tracks.motion[frame, :3, :3] @ spot + tracks.motion[frame, :3, 3]
+        seen = path.camera(int(frame)).project(torch.from_numpy(moved[None]).float())[0][0].numpy()
+        place[frame] = np.median(hands.landmarks[frame, 1:], axis=0) - seen
+    speed = np.full(len(path), np.inf)
+    speed[1:] = np.linalg.norm(np.diff(place, axis=0), axis=1)
+    speed[np.isnan(speed)] = np.inf
+    speed[hands.state == 1] = np.inf  # a guessed hand says nothing about its speed
+    smooth = speed.copy()
+    for frame in range(1, len(speed) - 1):
+        smooth[frame] = np.median(speed[frame - 1 : frame + 2])
+    if not np.isfinite(smooth[max(0, onset - 3) : onset + 1]).any():
+        smooth[max(0, onset - 3) : onset + 1] = 0.0  # nothing is known; people move things about a fifth of a second after touching
+    return smooth
+
+
+def _spot(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, frame: int) -> Float[np.ndarray, "3"]:
+    """The moving point that the fingertips are nearest to in a frame, before the motion, in the world."""
+    points = tracks.at(frame)[tracks.moving]
+    seen = path.camera(frame).project(torch.from_numpy(points).float())[0].numpy()
+    middle = hands.tips(frame).mean(axis=0)
+    return tracks.points[tracks.moving][np.linalg.norm(seen - middle, axis=1).argmin()].astype(float)
+
+
+def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, contact: int, onset: int) -> int:
+    """The last frame of contact: before the hand leaves the part for good, by a quarter of its own extent."""
+    spot = _spot(path, hands, tracks, onset)
+    apart = np.full(len(path), np.nan)
+    start = None
+    for frame in range(contact, len(path)):
+        if hands.state[frame] == 0:
+            continue
+        moved = tracks.motion[frame, :3, :3] @ spot + tracks.motion[frame, :3, 3]
+        seen = path.camera(frame).project(torch.from_numpy(moved[None]).float())[0][0].numpy()
+        offset = np.median(hands.landmarks[frame, 1:], axis=0) - seen
+        start = offset if start is None else start
+        apart[frame] = np.linalg.norm(offset - start) / max(float(hands.size[frame]), 1.0)
+    still = _last_motion(path, tracks)
+    held = [frame for frame in range(contact, len(path)) if hands.state[frame] > 0]
+    gone = [frame for frame in held if frame > max(still, contact) and apart[frame] - np.nanmin(apart[max(contact, still - 2) : frame + 1]) > 0.25]
+    last = (gone[0] - 1) if gone else held[-1]
+    return max(last, contact + 2) if contact + 2 < len(path) else len(path) - 1
+
+
+def _last_motion(path: CameraPath, tracks: ObjectTracks) -> int:
+    """The last frame in which the part still moves: from there it stays within a fiftieth of its whole way."""
+    way = np.array([np.linalg.norm(tracks.at(frame)[tracks.moving] - tracks.points[tracks.moving], axis=1).mean() for frame in range(len(path))])
+    known = np.flatnonzero(tracks.fit >= 0)
+    end = np.median(way[known[-5:]])
+    moving = [frame for frame in known if abs(way[frame] - end) > 0.05 * max(way[known].max(), 1e-9)]
+    return int(moving[-1]) if moving else tracks.reference
+
+
+def touched(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    contact: int,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame that lie under the outermost bones of the fingers in the frame of contact.
+
+    Raises:
+        AfieldError: the hand touches nothing of the object.
+    """
+    frame = int(contact if hands.state[contact] == 2 else _nearest_found(hands, contact))
+    rows, columns = np.nonzero(mask & (depth > 0))
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = path.camera(tracks.reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
+    seen = path.camera(frame).project(points)[0].numpy()
+    reach = REACH * float(hands.size[frame])
+    touched = np.zeros(len(rows), bool)
+    for first, last in LAST_BONES:
+        a, b = hands.landmarks[frame, first], hands.landmarks[frame, last]
+        along = b - a
+        share = np.clip(((seen - a) @ along) / max(float(along @ along), 1e-6), 0, 1)
+        touched |= np.linalg.norm(seen - (a + share[:, None] * along), axis=1) < reach
+    region = np.zeros_like(mask)
+    region[rows[touched], columns[touched]] = True
+    region = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    if region.sum() < 10:
+        raise AfieldError(
+            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give masks with --hand-masks."
+        )
+    return region
+
+
+def _nearest_found(hands: HandTrack, frame: int) -> int:
+    known = np.flatnonzero(hands.state == 2)
+    return int(known[np.abs(known - frame).argmin()])
