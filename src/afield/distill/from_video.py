@@ -140,7 +140,7 @@ def distill_video(
         ObjectTracks.load,
         ObjectTracks.save,
         lambda: track_object(
-            *(video, cameras, mask, known, free[-1], hands.masks, tracker_by_name(config.tracker)),
+            *(video, cameras, mask, known, free[-1], hands, tracker_by_name(config.tracker)),
             count=config.points,
             progress=progress,
         ),

@@ -18,7 +18,7 @@ from afield.perception.cameras import CameraPath
 
 STARTED = 1.0
 """The part moves once its points have left their places by so many pixels more than before."""
-RESTS = 0.12
+RESTS = 0.04
 """A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
 JITTER = 1.8
 """Pixels a frame that landmarks of a resting hand may jump."""
@@ -85,7 +85,8 @@ def find_contact(
             "only; give masks with --hand-masks."
         )
     slow = hand_speed(path, hands, tracks, onset)
-    fastest = np.nanmax(slow[reference : onset + 1], initial=0.0)
+    approach = slow[reference : onset + 1]
+    fastest = float(approach[np.isfinite(approach)].max(initial=0.0))
     limit = max(JITTER, RESTS * fastest)
     contact = onset
     while contact > reference + 1 and slow[contact] < limit:

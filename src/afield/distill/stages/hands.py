@@ -50,6 +50,12 @@ class HandTrack:
         """Extent of the hand in pixels; 0 where there is none."""
         return np.ptp(self.landmarks, axis=1).max(axis=-1)
 
+    @property
+    def middle(self) -> Float[np.ndarray, "t 2"]:
+        """Median of knuckles and fingers where the hand was found, NaN elsewhere."""
+        middle = np.median(self.landmarks[:, 1:], axis=1)
+        return np.where((self.state == 2)[:, None], middle, np.nan)
+
     def tips(self, frame: int) -> Float[np.ndarray, "5 2"]:
         """The fingertips, thumb first."""
         return self.landmarks[frame, [4, 8, 12, 16, 20]]

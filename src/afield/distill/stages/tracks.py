@@ -19,8 +19,10 @@ from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
 from afield.artifacts import load_artifact, save_artifact
+from afield.distill.stages.hands import HandTrack
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
+from afield.perception.screw import fit_screw
 from afield.perception.tracks import PointTracker, PointTracks
 from afield.perception.video import Video
 
@@ -73,7 +75,7 @@ def track_object(
     mask: Bool[np.ndarray, "h w"],
     depth: Float[np.ndarray, "h w"],
     reference: int,
-    hands: Bool[np.ndarray, "t h w"],
+    hands: HandTrack,
     tracker: PointTracker,
     *,
     count: int = 500,
@@ -87,7 +89,7 @@ def track_object(
         mask: the object in the reference frame.
         depth: of the reference frame; 0 is unknown.
         reference: the last frame before the hand comes.
-        hands: where hands are; points behind them are not seen.
+        hands: points behind them are not seen; where they hold the part they tell how far it has gone.
         tracker: follows pixels.
         count: points.
         progress: show progress bars.
@@ -97,11 +99,15 @@ def track_object(
     """
     start = choose_points(video.frames[reference], mask & (depth > 0), count)
     found = tracker.track(video.frames, start, reference, progress=progress)
-    seen = found.seen & ~_covered(found, hands)
+    seen = found.seen & ~_covered(found, hands.masks)
     alone = list(range(reference + 1))
     points = refine_depth(path, PointTracks(found.pixels, seen), depth, reference, alone)
     moving = moving_points(path, found.pixels, seen, points, reference)
     motion, fit = part_motion(path, found.pixels, seen, points, moving, reference, progress)
+    screw = fit_screw(path, found.pixels[:, moving], seen[:, moving], points[moving], motion, fit >= 0, reference, hands.middle)
+    if screw is not None:
+        points[moving] = screw[1]
+        motion = np.stack([screw[0].motion(frame) for frame in range(len(motion))])
     moving = spread_membership(path, found.pixels, seen, points, moving, motion)
     return ObjectTracks(found.pixels, seen, points.astype(np.float32), moving, motion.astype(np.float32), fit, reference)
 
