@@ -17,7 +17,7 @@ from afield.artifacts import HEADER_NAME, read_json
 from afield.capture.hand_tasks import TASKS, task_by_name
 from afield.capture.hand_videos import Truth, VideoConfig, load_truth, render_video
 from afield.capture.opengl import draw_elsewhere
-from afield.distill.from_video import Distilled, DistillConfig, distill_video
+from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.errors import AfieldError
 from afield.geometry import rotation_angle
 from afield.observation import Camera
@@ -86,7 +86,13 @@ def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) ->
     settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=config.seed)
     try:
         found = distill_video(
-            folder / "video" / "video.mp4", narration, folder / "run", settings, start=config.start, stop="views", progress=progress
+            folder / "video" / "video.mp4",
+            narration,
+            folder / "run",
+            settings,
+            start=config.start,
+            stop="views",
+            progress=progress,
         )
     except AfieldError as error:
         return {"error": str(error)}
@@ -111,7 +117,12 @@ def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]
     true_depth, mask = truth.depth(reference), truth.mask(reference)
     depth = found.depth.reference(found.video.size)
     small = found.depth.depth[-1]
-    known = torch.nn.functional.interpolate(torch.from_numpy(small)[None, None], size=depth.shape, mode="nearest")[0, 0].numpy() > 0
+    known = (
+        torch.nn.functional.interpolate(torch.from_numpy(small)[None, None], size=depth.shape, mode="nearest")[
+            0, 0
+        ].numpy()
+        > 0
+    )
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
     inside = mask & known
     figures: dict[str, float] = {
@@ -182,7 +193,9 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
     error = torch.stack(errors).mean(dim=0).numpy()
     return {
         "track_error_percent": 100 * float(error[moves & object_pixel].mean()) / diagonal,
-        "still_error_percent": 100 * float(error[~moves & object_pixel].mean()) / diagonal if (~moves & object_pixel).any() else 0.0,
+        "still_error_percent": 100 * float(error[~moves & object_pixel].mean()) / diagonal
+        if (~moves & object_pixel).any()
+        else 0.0,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,9 +62,11 @@ def hand_rotation(fingers: tuple[float, ...], palm: tuple[float, ...]) -> Float[
 def _furniture(kind: Any, seed: int) -> Furniture:
     generator = np.random.default_rng(1000 + seed)
     scale = generator.uniform(0.92, 1.1, 3)
-    width, depth, height = {"microwave": (0.46, 0.30, 0.28), "cabinet": (0.32, 0.26, 0.38), "drawer": (0.40, 0.34, 0.18)}[
-        kind
-    ]
+    width, depth, height = {
+        "microwave": (0.46, 0.30, 0.28),
+        "cabinet": (0.32, 0.26, 0.38),
+        "drawer": (0.40, 0.34, 0.18),
+    }[kind]
     body, part = generator.uniform(0.35, 0.85, 3), generator.uniform(0.2, 0.7, 3)
     return Furniture(
         kind=kind,
@@ -79,6 +81,14 @@ def _furniture(kind: Any, seed: int) -> Furniture:
     )
 
 
+def _clear_of(front: float, task: HandTask, gap: float) -> HandTask:
+    """The same task with the hand drawn back along -y until it stays `gap` metres before the plane y = `front` at rest."""
+    pose = task.hand_pose(0.0)
+    reach = float((bend_hand(task.shape).vertices @ pose[:3, :3].T + pose[:3, 3])[:, 1].max())
+    shift = pose[:3, :3].T @ np.array([0.0, front - gap - reach, 0.0])
+    return replace(task, anchor=task.anchor - shift)
+
+
 FULL_TURN = math.radians(65.0)
 ACROSS = np.array([-0.024, -0.046, 0.010])
 """In the hand's frame: the middle of a bar around which the fingers close."""
@@ -90,31 +100,43 @@ def _pull(kind: Any, seed: int) -> HandTask:
     item = _furniture(kind, seed)
     center, _ = handle_box(item)
     lying = kind == "drawer"
-    rotation = hand_rotation((-0.55, 0.8, -0.25), (-0.25, -0.2, -1)) if lying else hand_rotation((-0.35, 0.94, 0), (-0.94, -0.35, 0))
+    rotation = (
+        hand_rotation((-0.55, 0.8, -0.25), (-0.25, -0.2, -1))
+        if lying
+        else hand_rotation((-0.3, 0.95, 0), (-0.95, -0.3, 0))
+    )
     end = 0.5 * item.depth if lying else FULL_TURN
-    return HandTask(
+    task = HandTask(
         f"open_{kind}", f"open the {kind}", FurnitureThing(item), 0.0, end, GRIP, center, ACROSS, rotation, 0.35
     )
+    return _clear_of(-item.depth / 2 - item.wall, task, 0.004)
 
 
 def _push(kind: Any, seed: int) -> HandTask:
     item = _furniture(kind, seed)
     center, _ = handle_box(item)
     front = -item.depth / 2 - item.wall
-    spot = np.array([center[0] - 0.06, front, center[2]]) if kind != "drawer" else np.array([0.0, front, 0.8 * item.height])
+    spot = (
+        np.array([center[0] - 0.06, front, center[2]])
+        if kind != "drawer"
+        else np.array([0.0, front, 0.8 * item.height])
+    )
     pads = bend_hand(PUSH).pads[1:4].mean(axis=0)
-    rotation = hand_rotation((-0.1, 0.95, -0.25), (0, 0, -1))
+    rotation = hand_rotation((-0.2, 0.93, -0.25), (-0.3, 0, -1))
     start = 0.5 * item.depth if kind == "drawer" else math.radians(50.0)
-    return HandTask(
+    task = HandTask(
         f"close_{kind}", f"close the {kind}", FurnitureThing(item), start, 0.0, PUSH, spot, pads, rotation, 0.5
     )
+    return _clear_of(front, task, 0.0)
 
 
 def _laptop(seed: int) -> HandTask:
     generator = np.random.default_rng(2000 + seed)
     color = generator.uniform(0.4, 0.8, 3)
     item = Laptop(
-        width=0.34 * float(generator.uniform(0.92, 1.1)), color=(float(color[0]), float(color[1]), float(color[2])), seed=seed
+        width=0.34 * float(generator.uniform(0.92, 1.1)),
+        color=(float(color[0]), float(color[1]), float(color[2])),
+        seed=seed,
     )
     edge = np.array([0.25 * item.width, item.depth / 2 + 0.002, item.thick + item.depth])
     rotation = hand_rotation((-0.1, 0.97, 0.1), (0, 0.1, -1))

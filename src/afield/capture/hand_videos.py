@@ -34,8 +34,8 @@ from afield.observation import Camera
 
 SHAPES = 6
 """Hand shapes between open and closed; one of them is shown at a time."""
-TOUCH = 0.012
-"""What of the object lies within this many metres of the hand at first contact is the contact region."""
+TOUCH = 0.018
+"""What of the object lies within a finger's width, in metres, of the palmar side of the fingers is the contact region."""
 SKIN = (0.80, 0.58, 0.46, 1.0)
 AWAY = np.array([0.40, -0.62, 0.16])
 """From where the hand comes, in metres from where it touches."""
@@ -176,7 +176,8 @@ def load_truth(folder: Path) -> Truth:
     height, width = tensors["contact"].shape
     focal = float(header["focal"])
     cameras = tuple(
-        Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2, pose) for pose in tensors["T_world_camera"]
+        Camera(width, height, focal, focal, (width - 1) / 2, (height - 1) / 2, pose)
+        for pose in tensors["T_world_camera"]
     )
     return Truth(
         cameras,
@@ -260,7 +261,8 @@ def contact_region(
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = camera.backproject(pixels, torch.from_numpy(depth[rows, columns]).float()).double().numpy()
     pose = task.hand_pose(task.start)
-    hand = bend_hand(task.shape).vertices @ pose[:3, :3].T + pose[:3, 3]
+    mesh = bend_hand(task.shape)
+    hand = mesh.vertices[mesh.touching] @ pose[:3, :3].T + pose[:3, 3]
     near = KDTree(hand).query(points)[0] < TOUCH
     region = np.zeros_like(mask)
     region[rows[near], columns[near]] = True

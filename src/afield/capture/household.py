@@ -178,9 +178,7 @@ def printed(
     return paint(spec, name, image, repeat, uniform=False)
 
 
-def paint(
-    spec: mujoco.MjSpec, name: str, image: np.ndarray, repeat: tuple[float, float], *, uniform: bool
-) -> str:
+def paint(spec: mujoco.MjSpec, name: str, image: np.ndarray, repeat: tuple[float, float], *, uniform: bool) -> str:
     """A dull material from a picture with colours from 0 to 1."""
     pixels = np.clip(image * 255, 0, 255).astype(np.uint8)
     height, width = pixels.shape[:2]

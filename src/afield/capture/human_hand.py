@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy.spatial.transform import Rotation
 
 from afield.errors import AfieldError
@@ -41,8 +41,8 @@ class HandShape:
 
 
 OPEN = HandShape(8.0, 12.0, 5.0, 5.0)
-GRIP = HandShape(48.0, 62.0, 38.0, 25.0)
-"""Fingers around a bar."""
+GRIP = HandShape(22.0, 72.0, 30.0, 22.0)
+"""Fingers hooked behind a bar, the thumb before it."""
 PUSH = HandShape(14.0, 22.0, 22.0, 20.0)
 """Slightly bent fingers that push with their tips."""
 CUP = HandShape(30.0, 34.0, 22.0, 14.0)
@@ -62,6 +62,8 @@ class HandMesh:
     vertices: Float[np.ndarray, "v 3"]
     normals: Float[np.ndarray, "v 3"]
     faces: Int[np.ndarray, "f 3"]
+    touching: Bool[np.ndarray, "v"]
+    """The palmar side of fingers and thumb: with what a hand touches."""
     joints: dict[str, Float[np.ndarray, "3"]]
     """Position of every joint and fingertip by its WebXR name, e.g. `index-finger-tip`."""
 
@@ -99,7 +101,17 @@ def bend_hand(shape: HandShape) -> HandMesh:
     normals = np.einsum("vij,vj->vi", blended[:, :3, :3], rest.normals)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     joints = {name: moved[name][:3, :3] @ places[name] + moved[name][:3, 3] for name in rest.names}
-    return HandMesh(vertices, normals, rest.faces, joints)
+    return HandMesh(vertices, normals, rest.faces, _palmar(rest), joints)
+
+
+def _palmar(rest: _Rest) -> Bool[np.ndarray, "v"]:
+    """Vertices that hang on a finger's bones beyond the palm and do not look backwards."""
+    fingers = np.array([("phalanx" in name or "tip" in name) for name in rest.names])
+    share = (rest.weights * fingers[rest.joints]).sum(axis=1)
+    thumb = np.array([name.startswith("thumb") for name in rest.names])
+    of_thumb = (rest.weights * thumb[rest.joints]).sum(axis=1) > 0.5
+    palmar = np.where(of_thumb, rest.normals @ np.array([-0.6, 0.0, 0.8]), rest.normals @ PALM)
+    return (share > 0.6) & (palmar > -0.2)
 
 
 def sleeve() -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], float]:

@@ -125,15 +125,21 @@ def distill_video(
     """
     config = config or DistillConfig()
     if not narration.strip():
-        raise AfieldError("The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'.")
+        raise AfieldError(
+            "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
+        )
     run = Runner(Path(out), start, _fingerprint(source, narration, config))
     video = read_video(source, longest=config.longest, most=config.frames, progress=progress)
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
     cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, hands, config, progress))
     free = free_run(hands.free)
-    depth, cameras = run.stage("depth", _load_depth, _save_depth, lambda: _depth(video, cameras, free, config, progress))
-    masks = run.stage("masks", ObjectMasks.load, ObjectMasks.save, lambda: _masks(video, hands, free[-1], config, progress))
+    depth, cameras = run.stage(
+        "depth", _load_depth, _save_depth, lambda: _depth(video, cameras, free, config, progress)
+    )
+    masks = run.stage(
+        "masks", ObjectMasks.load, ObjectMasks.save, lambda: _masks(video, hands, free[-1], config, progress)
+    )
     known, mask = depth.reference(video.size), masks.masks[free[-1]]
     tracks = run.stage(
         "tracks",
@@ -145,7 +151,9 @@ def distill_video(
             progress=progress,
         ),
     )
-    contact = run.stage("contact", Contact.load, Contact.save, lambda: find_contact(cameras, hands, tracks, mask, known))
+    contact = run.stage(
+        "contact", Contact.load, Contact.save, lambda: find_contact(cameras, hands, tracks, mask, known)
+    )
     observation, labels = run.stage(
         "views",
         load_labels,
@@ -154,7 +162,9 @@ def distill_video(
     )
     fitted = None
     if stop == "fit":
-        fitted = run.stage("fit", load_fitted, save_fitted, lambda: fit_affordance(observation, labels, config.fit, progress=progress))
+        fitted = run.stage(
+            "fit", load_fitted, save_fitted, lambda: fit_affordance(observation, labels, config.fit, progress=progress)
+        )
     return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, fitted)
 
 
@@ -189,7 +199,12 @@ class Runner:
     def note(self, video: Video) -> None:
         """Keep what was read, for whoever inspects the folder."""
         width, height = video.full_size
-        entry = {"frames": len(video.frames), "read": list(video.read), "seconds": video.times.tolist(), "size": [width, height]}
+        entry = {
+            "frames": len(video.frames),
+            "read": list(video.read),
+            "seconds": video.times.tolist(),
+            "size": [width, height],
+        }
         write_json(self._out / "video.json", {"name": video.name, **entry})
 
     def stage(self, name: str, load: Callable[[Path], T], save: Callable[[T, Path], None], make: Callable[[], T]) -> T:
@@ -295,9 +310,15 @@ def read_masks(folder: Path, video: Video) -> Bool[np.ndarray, "t h w"]:
     Raises:
         AfieldError: there are fewer masks than frames, or one cannot be read.
     """
-    files = sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES) if Path(folder).is_dir() else []
+    files = (
+        sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES)
+        if Path(folder).is_dir()
+        else []
+    )
     if len(files) <= max(video.read):
-        raise AfieldError(f"{folder} holds {len(files)} masks, but the video has at least {max(video.read) + 1} frames.")
+        raise AfieldError(
+            f"{folder} holds {len(files)} masks, but the video has at least {max(video.read) + 1} frames."
+        )
     masks = []
     for frame in video.read:
         image = cv2.imread(str(files[frame]), cv2.IMREAD_GRAYSCALE)
@@ -311,7 +332,11 @@ def _save_depth(result: tuple[DepthMaps, CameraPath], folder: Path) -> None:
     save_artifact(
         folder,
         "video-depth-cameras",
-        {"depth": torch.from_numpy(result[0].depth), "T_world_camera": result[1].T_world_camera, "points": result[1].points},
+        {
+            "depth": torch.from_numpy(result[0].depth),
+            "T_world_camera": result[1].T_world_camera,
+            "points": result[1].points,
+        },
         {
             "frames": list(result[0].frames),
             "metric": result[0].metric,
@@ -322,10 +347,15 @@ def _save_depth(result: tuple[DepthMaps, CameraPath], folder: Path) -> None:
 
 
 def _load_depth(folder: Path) -> tuple[DepthMaps, CameraPath]:
-    tensors, header = load_artifact(folder, "video-depth-cameras", ("depth", "T_world_camera", "points"), ("frames", "metric", "camera"))
+    tensors, header = load_artifact(
+        folder, "video-depth-cameras", ("depth", "T_world_camera", "points"), ("frames", "metric", "camera")
+    )
     maps = DepthMaps(tuple(int(x) for x in header["frames"]), tensors["depth"].numpy(), bool(header["metric"]))
     path = CameraPath(
-        **header["camera"], T_world_camera=tensors["T_world_camera"], points=tensors["points"], spread=torch.tensor(header["spread"])
+        **header["camera"],
+        T_world_camera=tensors["T_world_camera"],
+        points=tensors["points"],
+        spread=torch.tensor(header["spread"]),
     )
     return maps, path
 
@@ -344,7 +374,9 @@ def save_labels(result: tuple[Observation, Labels], folder: Path) -> None:
         tensors["descriptors"] = labels.descriptors
 
     def fill(temporary: Path) -> None:
-        write_artifact_files(temporary, "video-labels", tensors, {"floor": labels.floor, "flow": "from contact to release"})
+        write_artifact_files(
+            temporary, "video-labels", tensors, {"floor": labels.floor, "flow": "from contact to release"}
+        )
         write_capture(observation, temporary / "capture", jpeg_quality=None)
 
     write_folder(folder, fill)
@@ -362,7 +394,12 @@ def save_fitted(fitted: Fitted, folder: Path) -> None:
     """Write an affordance function of the grid backend and its frame."""
     tensors = {f"field.{name}": value for name, value in fitted.field.state_dict().items()}
     tensors |= {"center": fitted.center, "sharpness": fitted.field.sharpness}
-    save_artifact(folder, "affordance", tensors, {"scale": fitted.scale, "summary": fitted.summary, "config": asdict(fitted.field.config)})
+    save_artifact(
+        folder,
+        "affordance",
+        tensors,
+        {"scale": fitted.scale, "summary": fitted.summary, "config": asdict(fitted.field.config)},
+    )
 
 
 def load_fitted(folder: Path) -> Fitted:

@@ -139,7 +139,9 @@ def fill_holes(depth: Float[np.ndarray, "h w"], color: UInt8[np.ndarray, "h w 3"
     missing = depth <= 0
     if not missing.any() or missing.all():
         return depth
-    _, labels = cv2.distanceTransformWithLabels(missing.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    _, labels = cv2.distanceTransformWithLabels(
+        missing.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
+    )
     values = np.zeros(labels.max() + 1, np.float32)
     values[labels[~missing]] = depth[~missing]
     filled = values[labels]
@@ -224,7 +226,10 @@ class TransformersDepth:
         inputs = self._processor(images=np.ascontiguousarray(color), return_tensors="pt")
         predicted = self._model(**inputs).predicted_depth
         raw = torch.nn.functional.interpolate(
-            predicted.reshape(1, 1, *predicted.shape[-2:]).float(), size=color.shape[:2], mode="bilinear", align_corners=False
+            predicted.reshape(1, 1, *predicted.shape[-2:]).float(),
+            size=color.shape[:2],
+            mode="bilinear",
+            align_corners=False,
         )[0, 0].numpy()
         if not self._inverse:
             return np.maximum(raw, 0).astype(np.float32)
@@ -274,7 +279,9 @@ class DepthFiles:
         """
         files = sorted(self.folder.glob("*.png"))
         if frame >= len(files):
-            raise AfieldError(f"Stage depth: {self.folder} has {len(files)} depth images, but the video needs number {frame}.")
+            raise AfieldError(
+                f"Stage depth: {self.folder} has {len(files)} depth images, but the video needs number {frame}."
+            )
         raw = cv2.imread(str(files[frame]), cv2.IMREAD_UNCHANGED)
         if raw is None or raw.dtype != np.uint16 or raw.ndim != 2:
             raise AfieldError(f"Stage depth: {files[frame]} is not a 16-bit image of millimetres.")

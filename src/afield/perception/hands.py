@@ -32,6 +32,8 @@ INSTALL = (
 )
 PALM_SIZE, LANDMARK_SIZE = 192, 224
 PALM_SCORE, HAND_SCORE = 0.5, 0.5
+LOOK_AGAIN = 5
+"""While a hand is followed, new ones are looked for in every fifth frame only."""
 BONES = (
     *((0, 1), (1, 2), (2, 3), (3, 4), (0, 5), (5, 6), (6, 7), (7, 8), (5, 9), (9, 10), (10, 11), (11, 12)),
     *((9, 13), (13, 14), (14, 15), (15, 16), (13, 17), (17, 18), (18, 19), (19, 20), (0, 17)),
@@ -85,8 +87,9 @@ class MediapipeHands:
         bar = tqdm(total=2 * len(frames), desc="hands", unit="frame", disable=not progress, leave=False)
         for index, frame in enumerate(frames):
             before = found[index - 1] if index else []
-            regions = [region_of_hand(hand) for hand in before] + self.palms(frame)
-            found[index] = self._hands(frame, regions, [])
+            followed = self._hands(frame, [region_of_hand(hand) for hand in before], [])
+            look = not followed or index % LOOK_AGAIN == 0
+            found[index] = self._hands(frame, self.palms(frame), followed) if look else followed
             bar.update()
         for index in range(len(frames) - 2, -1, -1):
             regions = [region_of_hand(hand) for hand in found[index + 1]]
@@ -144,7 +147,9 @@ class MediapipeHands:
     def landmarks(self, frame: UInt8[np.ndarray, "h w 3"], region: Region) -> Hand | None:
         """The landmarks of the hand in a region; None where there is none."""
         to_frame = region.matrix()
-        image = cv2.warpAffine(frame, to_frame, (LANDMARK_SIZE, LANDMARK_SIZE), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR)
+        image = cv2.warpAffine(
+            frame, to_frame, (LANDMARK_SIZE, LANDMARK_SIZE), flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
+        )
         points, score, right, _ = _run(self._landmark, image.astype(np.float32) / 255.0)
         if float(score.squeeze()) < HAND_SCORE:
             return None
@@ -197,9 +202,7 @@ def palm_anchors() -> Float[np.ndarray, "2016 2"]:
     return np.concatenate(parts)
 
 
-def hand_mask(
-    color: UInt8[np.ndarray, "h w 3"], hand: Hand, *, iterations: int = 3
-) -> Bool[np.ndarray, "h w"]:
+def hand_mask(color: UInt8[np.ndarray, "h w 3"], hand: Hand, *, iterations: int = 3) -> Bool[np.ndarray, "h w"]:
     """The pixels of a hand: GrabCut around its bones."""
     height, width = color.shape[:2]
     points = hand.landmarks
@@ -239,7 +242,9 @@ def hand_models(models: Path | None = None) -> tuple[bytes, bytes]:
     if models is None:
         installed = importlib.util.find_spec("mediapipe")
         if installed is None or not installed.submodule_search_locations:
-            raise AfieldError(f"The networks that find hands are not installed: {INSTALL}; or give masks with --hand-masks.")
+            raise AfieldError(
+                f"The networks that find hands are not installed: {INSTALL}; or give masks with --hand-masks."
+            )
         models = Path(next(iter(installed.submodule_search_locations))).parent
     try:
         if models.is_dir():
@@ -247,7 +252,9 @@ def hand_models(models: Path | None = None) -> tuple[bytes, bytes]:
         with zipfile.ZipFile(models) as wheel:
             return wheel.read(PALM_FILE), wheel.read(LANDMARK_FILE)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise AfieldError(f"{models} does not hold the hand networks of mediapipe 0.10.21 ({error}): {INSTALL}.") from error
+        raise AfieldError(
+            f"{models} does not hold the hand networks of mediapipe 0.10.21 ({error}): {INSTALL}."
+        ) from error
 
 
 def _interpreter(model: bytes) -> Any:

@@ -262,10 +262,14 @@ def propagate_mask(
     height, width = mask.shape
     scale = min(1.0, PROPAGATION_SIZE / max(height, width))
     if scale < 1:
-        frames = np.stack([cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames])
+        frames = np.stack(
+            [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+        )
         small = frames.shape[2], frames.shape[1]
         mask = cv2.resize(mask.astype(np.float32), small, interpolation=cv2.INTER_AREA) > 0.5
-        hidden = np.stack([cv2.resize(one.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0 for one in hidden])
+        hidden = np.stack(
+            [cv2.resize(one.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0 for one in hidden]
+        )
     flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     masks = np.zeros(frames.shape[:3], bool)
@@ -278,7 +282,11 @@ def propagate_mask(
             back = _around_hidden(flow.calc(gray[index], gray[before], None), hidden[index] | hidden[before])
             rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
             carried = cv2.remap(
-                whole.astype(np.float32), columns + back[..., 0], rows + back[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+                whole.astype(np.float32),
+                columns + back[..., 0],
+                rows + back[..., 1],
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
             )
             whole = _redraw(frames[index], carried > 0.5, hidden[index])
             masks[index] = whole & ~hidden[index]

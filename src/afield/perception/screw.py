@@ -109,12 +109,16 @@ def follow_screw(
     for frame in range(reference + 1, len(pixels)):
         here = np.flatnonzero(seen[frame])
 
-        def cost(trial: float, frame: int = frame, here: np.ndarray = here, expected: float = last + 0.7 * speed) -> float:
+        def cost(
+            trial: float, frame: int = frame, here: np.ndarray = here, expected: float = last + 0.7 * speed
+        ) -> float:
             moved = np.real(expm(trial * twist))
             # What the part did last is a weak witness, for frames in which there is no other.
             total = 2.0 * ((trial - expected) / 0.05) ** 2
             if len(here):
-                total += float(np.minimum(_residual(path, pixels[frame, here], _moved(points[here], moved), frame), 4.0).sum())
+                total += float(
+                    np.minimum(_residual(path, pixels[frame, here], _moved(points[here], moved), frame), 4.0).sum()
+                )
             if held is not None and np.isfinite(hand[frame]).all():
                 off = _residual(path, hand[frame][None], _moved(held[None], moved), frame)[0]
                 total += HAND_WEIGHT * min(off / HAND_LOOSE, 4.0)
@@ -144,7 +148,8 @@ def _held_spot(
 
     def off(spot: Float[np.ndarray, "3"]) -> Float[np.ndarray, "m"]:
         parts = [
-            _residual(path, hand[f][None], _moved(spot[None], np.real(expm(a * twist))), f) / HAND_LOOSE for f, a in used
+            _residual(path, hand[f][None], _moved(spot[None], np.real(expm(a * twist))), f) / HAND_LOOSE
+            for f, a in used
         ]
         return np.concatenate((*parts, (spot - points.mean(axis=0)) / (10 * np.ptp(points, axis=0).max())))
 
@@ -203,7 +208,9 @@ class _Problem:
         pattern[2 * len(rows) + np.arange(number), 6 + count + np.arange(number)] = 1
         pattern[2 * len(rows) + number, 6 + fixed] = 1
         start = np.concatenate((twist, amount, np.ones(number)))
-        answer = least_squares(off, start, jac_sparsity=pattern, loss="soft_l1", f_scale=FORGIVE, max_nfev=40, x_scale="jac").x
+        answer = least_squares(
+            off, start, jac_sparsity=pattern, loss="soft_l1", f_scale=FORGIVE, max_nfev=40, x_scale="jac"
+        ).x
         return answer[:6], answer[6 : 6 + count], answer[6 + count :]
 
 

@@ -31,7 +31,12 @@ class PointTracker(Protocol):
     """Follows points of one frame through all others."""
 
     def track(
-        self, frames: UInt8[np.ndarray, "t h w 3"], points: Float[np.ndarray, "n 2"], start: int, *, progress: bool = True
+        self,
+        frames: UInt8[np.ndarray, "t h w 3"],
+        points: Float[np.ndarray, "n 2"],
+        start: int,
+        *,
+        progress: bool = True,
     ) -> PointTracks:
         """Tracks of the points, which are pixels (x, y) of frame `start`, forwards and backwards in time."""
         ...
@@ -45,7 +50,12 @@ class LucasKanade:
     """Pixels."""
 
     def track(
-        self, frames: UInt8[np.ndarray, "t h w 3"], points: Float[np.ndarray, "n 2"], start: int, *, progress: bool = True
+        self,
+        frames: UInt8[np.ndarray, "t h w 3"],
+        points: Float[np.ndarray, "n 2"],
+        start: int,
+        *,
+        progress: bool = True,
     ) -> PointTracks:
         """Tracks of the points; one that was lost once stays lost."""
         gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]

@@ -67,7 +67,9 @@ def read_video(path: Path, *, longest: int = 640, most: int = 120, progress: boo
     stack = np.stack(frames)
     bright = np.array([np.percentile(frame[::4, ::4], 99) for frame in stack])
     if (bright < DARK).mean() > 0.5:
-        raise AfieldError(f"{path} is black in {(bright < DARK).sum()} of {len(stack)} frames; nothing can be seen in it.")
+        raise AfieldError(
+            f"{path} is black in {(bright < DARK).sum()} of {len(stack)} frames; nothing can be seen in it."
+        )
     seconds = np.array(times, float) - times[0]
     return Video(stack, seconds, path.stem if path.is_file() else path.name, full, tuple(read))
 

@@ -22,7 +22,10 @@ def save_cameras(path: CameraPath, folder: Path) -> None:
 def load_cameras(folder: Path) -> CameraPath:
     """Read a camera path."""
     tensors, header = load_artifact(
-        folder, "video-cameras", ("T_world_camera", "points", "spread"), ("width", "height", "focal", "static", "metric")
+        folder,
+        "video-cameras",
+        ("T_world_camera", "points", "spread"),
+        ("width", "height", "focal", "static", "metric"),
     )
     return CameraPath(
         int(header["width"]),
@@ -51,17 +54,26 @@ def read_camera_file(file: Path, count: int, size: tuple[int, int], read: tuple[
     content = read_json(file)
     for key in ("focal", "width", "T_world_camera"):
         if key not in content:
-            raise AfieldError(f"Stage cameras: {file} lacks '{key}'; it needs focal (pixels), width (pixels) and T_world_camera.")
+            raise AfieldError(
+                f"Stage cameras: {file} lacks '{key}'; it needs focal (pixels), width (pixels) and T_world_camera."
+            )
     try:
         poses = torch.tensor(content["T_world_camera"], dtype=torch.float32)
         scale = size[0] / float(content["width"])
         focal = float(content["focal"]) * scale
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise AfieldError(f"Stage cameras: {file} holds something else than numbers ({error}).") from error
-    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or not bool(torch.isfinite(poses).all()) or not math.isfinite(focal):
+    if (
+        poses.ndim != 3
+        or poses.shape[1:] != (4, 4)
+        or not bool(torch.isfinite(poses).all())
+        or not math.isfinite(focal)
+    ):
         raise AfieldError(f"Stage cameras: T_world_camera in {file} must be a list of finite 4x4 matrices.")
     if len(poses) <= max(read):
-        raise AfieldError(f"Stage cameras: {file} has {len(poses)} poses, but the video has at least {max(read) + 1} frames.")
+        raise AfieldError(
+            f"Stage cameras: {file} has {len(poses)} poses, but the video has at least {max(read) + 1} frames."
+        )
     path = poses[list(read)]
     assert len(path) == count, "one pose a frame"
     moved = float((path[:, :3, 3] - path[0, :3, 3]).norm(dim=-1).max())

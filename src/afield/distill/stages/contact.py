@@ -22,10 +22,12 @@ RESTS = 0.04
 """A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
 JITTER = 1.8
 """Pixels a frame that landmarks of a resting hand may jump."""
-REACH = 0.16
-"""A pixel of the object is touched if it lies within this share of the hand's extent of the last bone of a finger."""
-LAST_BONES = ((3, 4), (7, 8), (11, 12), (15, 16), (19, 20))
-"""Landmarks of the outermost bones, thumb first."""
+REACH = 0.018
+"""Metres: what of the object lies within a finger's width of a finger's bones, as the camera sees them, is touched."""
+PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
+"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
+FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
+"""Landmarks of the two outer bones of each finger, thumb first."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def find_contact(
     contact = onset
     while contact > reference + 1 and slow[contact] < limit:
         contact -= 1
-    release = find_release(path, hands, tracks, contact, onset)
+    release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
     region = touched(path, hands, tracks, mask, depth, contact)
     return Contact(reference, contact, onset, release, region)
 
@@ -108,7 +110,9 @@ def motion_onset(path: CameraPath, tracks: ObjectTracks) -> int:
     for frame in range(tracks.reference + 1, len(off) - 2):
         if moved[frame : frame + 3].all():
             return frame
-    raise AfieldError("Stage contact: the object does not begin to move in the video; check the box or the object masks.")
+    raise AfieldError(
+        "Stage contact: the object does not begin to move in the video; check the box or the object masks."
+    )
 
 
 def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndarray, "t"]:
@@ -140,7 +144,9 @@ def hand_speed(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: 
     for frame in range(1, len(speed) - 1):
         smooth[frame] = np.median(speed[frame - 1 : frame + 2])
     if not np.isfinite(smooth[max(0, onset - 3) : onset + 1]).any():
-        smooth[max(0, onset - 3) : onset + 1] = 0.0  # nothing is known; people move things about a fifth of a second after touching
+        smooth[max(0, onset - 3) : onset + 1] = (
+            0.0  # nothing is known; people move things about a fifth of a second after touching
+        )
     return smooth
 
 
@@ -152,33 +158,28 @@ def _spot(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, frame: int) 
     return tracks.points[tracks.moving][np.linalg.norm(seen - middle, axis=1).argmin()].astype(float)
 
 
-def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, contact: int, onset: int) -> int:
-    """The last frame of contact: before the hand leaves the part for good, by a quarter of its own extent."""
-    spot = _spot(path, hands, tracks, onset)
-    apart = np.full(len(path), np.nan)
-    start = None
-    for frame in range(contact, len(path)):
-        if hands.state[frame] == 0:
-            continue
-        moved = tracks.motion[frame, :3, :3] @ spot + tracks.motion[frame, :3, 3]
-        seen = path.camera(frame).project(torch.from_numpy(moved[None]).float())[0][0].numpy()
-        offset = np.median(hands.landmarks[frame, 1:], axis=0) - seen
-        start = offset if start is None else start
-        apart[frame] = np.linalg.norm(offset - start) / max(float(hands.size[frame]), 1.0)
-    still = _last_motion(path, tracks)
-    held = [frame for frame in range(contact, len(path)) if hands.state[frame] > 0]
-    gone = [frame for frame in held if frame > max(still, contact) and apart[frame] - np.nanmin(apart[max(contact, still - 2) : frame + 1]) > 0.25]
-    last = (gone[0] - 1) if gone else held[-1]
-    return max(last, contact + 2) if contact + 2 < len(path) else len(path) - 1
+def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int, speed_limit: float) -> int:
+    """The last frame of contact: once the part has come to rest, the hand stays with it until it begins to leave."""
+    still = _last_motion(tracks, hands, onset)
+    speed = hand_speed(path, hands, tracks, onset)
+    there = np.flatnonzero(hands.state > 0)
+    last = int(there[there >= onset].max())
+    for frame in range(still + 1, last):
+        if speed[frame] > speed_limit and speed[frame + 1] > speed_limit:
+            return max(frame - 1, onset + 2)
+    return max(last, min(onset + 2, len(path) - 1))
 
 
-def _last_motion(path: CameraPath, tracks: ObjectTracks) -> int:
-    """The last frame in which the part still moves: from there it stays within a fiftieth of its whole way."""
-    way = np.array([np.linalg.norm(tracks.at(frame)[tracks.moving] - tracks.points[tracks.moving], axis=1).mean() for frame in range(len(path))])
-    known = np.flatnonzero(tracks.fit >= 0)
-    end = np.median(way[known[-5:]])
-    moving = [frame for frame in known if abs(way[frame] - end) > 0.05 * max(way[known].max(), 1e-9)]
-    return int(moving[-1]) if moving else tracks.reference
+def _last_motion(tracks: ObjectTracks, hands: HandTrack, onset: int) -> int:
+    """The last frame, while a hand is there, in which the part goes on by more than a fiftieth of its whole way."""
+    points = tracks.points[tracks.moving]
+    count = len(tracks.motion)
+    place = np.stack([points @ pose[:3, :3].T + pose[:3, 3] for pose in tracks.motion])
+    step = np.zeros(count)
+    step[1:] = np.linalg.norm(np.diff(place, axis=0), axis=-1).mean(axis=1)
+    whole = step[onset:].sum()
+    going = [frame for frame in range(onset, count) if hands.state[frame] > 0 and step[frame] > 0.02 * whole]
+    return going[-1] if going else onset
 
 
 def touched(
@@ -199,9 +200,9 @@ def touched(
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = path.camera(tracks.reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
     seen = path.camera(frame).project(points)[0].numpy()
-    reach = REACH * float(hands.size[frame])
+    reach = REACH * pixels_per_meter(hands, frame)
     touched = np.zeros(len(rows), bool)
-    for first, last in LAST_BONES:
+    for first, last in FINGER_BONES:
         a, b = hands.landmarks[frame, first], hands.landmarks[frame, last]
         along = b - a
         share = np.clip(((seen - a) @ along) / max(float(along @ along), 1e-6), 0, 1)
@@ -214,6 +215,17 @@ def touched(
             f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give masks with --hand-masks."
         )
     return region
+
+
+def pixels_per_meter(hands: HandTrack, frame: int) -> float:
+    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
+    near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
+    found = [
+        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
+        for f in near
+        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
+    ]
+    return float(np.quantile(found, 0.9)) if found else 1.0
 
 
 def _nearest_found(hands: HandTrack, frame: int) -> int:

@@ -42,7 +42,10 @@ class DepthMaps:
     def save(self, folder: Path) -> None:
         """Write it."""
         save_artifact(
-            folder, "video-depth", {"depth": torch.from_numpy(self.depth)}, {"frames": list(self.frames), "metric": self.metric}
+            folder,
+            "video-depth",
+            {"depth": torch.from_numpy(self.depth)},
+            {"frames": list(self.frames), "metric": self.metric},
         )
 
     @classmethod
@@ -135,11 +138,15 @@ def depth_from_network(video: Video, path: CameraPath, network: DepthNetwork, fr
     maps = []
     for frame in chosen:
         raw = cv2.resize(network.estimate(video.frames[frame]), (width, height), interpolation=cv2.INTER_AREA)
-        maps.append(raw if path.static else fit_to_points(raw, small_camera(path.camera(frame), width, height), path.points))
+        maps.append(
+            raw if path.static else fit_to_points(raw, small_camera(path.camera(frame), width, height), path.points)
+        )
     return DepthMaps(tuple(chosen), np.stack(maps).astype(np.float32), network.metric if path.static else path.metric)
 
 
-def depth_from_files(video: Video, path: CameraPath, files: DepthFiles, free: list[int]) -> tuple[DepthMaps, CameraPath]:
+def depth_from_files(
+    video: Video, path: CameraPath, files: DepthFiles, free: list[int]
+) -> tuple[DepthMaps, CameraPath]:
     """Sensor depth; it also tells how long the camera path is, which is returned in metres."""
     chosen = _spread(free, 1 if path.static else VIEWS)
     maps = np.stack([files.read(video.read[frame], small_size(video)) for frame in chosen])

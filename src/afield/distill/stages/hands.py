@@ -62,7 +62,10 @@ class HandTrack:
 
     def save(self, folder: Path) -> None:
         """Write it."""
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(getattr(self, name))) for name in ("landmarks", "state", "masks")}
+        tensors = {
+            name: torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
+            for name in ("landmarks", "state", "masks")
+        }
         save_artifact(folder, "video-hands", tensors, {"frames_with_hand": int((self.state > 0).sum())})
 
     @classmethod
@@ -117,7 +120,9 @@ def hands_from_masks(masks: Bool[np.ndarray, "t h w"]) -> HandTrack:
         if len(rows) < 30:
             continue
         points = np.stack((columns, rows), axis=-1).astype(np.float32)
-        border = np.minimum(np.minimum(points[:, 0], width - 1 - points[:, 0]), np.minimum(points[:, 1], height - 1 - points[:, 1]))
+        border = np.minimum(
+            np.minimum(points[:, 0], width - 1 - points[:, 0]), np.minimum(points[:, 1], height - 1 - points[:, 1])
+        )
         wrist = points[border.argmin()]
         far = np.linalg.norm(points - wrist, axis=1)
         ends = points[far >= np.quantile(far, 0.97)]

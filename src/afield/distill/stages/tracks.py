@@ -104,12 +104,16 @@ def track_object(
     points = refine_depth(path, PointTracks(found.pixels, seen), depth, reference, alone)
     moving = moving_points(path, found.pixels, seen, points, reference)
     motion, fit = part_motion(path, found.pixels, seen, points, moving, reference, progress)
-    screw = fit_screw(path, found.pixels[:, moving], seen[:, moving], points[moving], motion, fit >= 0, reference, hands.middle)
+    screw = fit_screw(
+        path, found.pixels[:, moving], seen[:, moving], points[moving], motion, fit >= 0, reference, hands.middle
+    )
     if screw is not None:
         points[moving] = screw[1]
         motion = np.stack([screw[0].motion(frame) for frame in range(len(motion))])
     moving = spread_membership(path, found.pixels, seen, points, moving, motion)
-    return ObjectTracks(found.pixels, seen, points.astype(np.float32), moving, motion.astype(np.float32), fit, reference)
+    return ObjectTracks(
+        found.pixels, seen, points.astype(np.float32), moving, motion.astype(np.float32), fit, reference
+    )
 
 
 def choose_points(color: np.ndarray, mask: Bool[np.ndarray, "h w"], count: int) -> Float[np.ndarray, "n 2"]:
@@ -120,7 +124,9 @@ def choose_points(color: np.ndarray, mask: Bool[np.ndarray, "h w"], count: int) 
     """
     inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8))
     if inner.sum() < 200:
-        raise AfieldError("Stage tracks: the object is too small in the picture, or has no depth; film closer, or give --depth.")
+        raise AfieldError(
+            "Stage tracks: the object is too small in the picture, or has no depth; film closer, or give --depth."
+        )
     spacing = max(3.0, 0.7 * float(np.sqrt(inner.sum() / count)))
     gray = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
     corners = cv2.goodFeaturesToTrack(gray, count, 0.002, spacing, mask=inner)
@@ -160,7 +166,11 @@ def refine_depth(
 
 
 def residual(
-    path: CameraPath, pixels: Float[np.ndarray, "q 2"], points: Float[np.ndarray, "q 3"], motion: Float[np.ndarray, "4 4"], frame: int
+    path: CameraPath,
+    pixels: Float[np.ndarray, "q 2"],
+    points: Float[np.ndarray, "q 3"],
+    motion: Float[np.ndarray, "4 4"],
+    frame: int,
 ) -> Float[np.ndarray, "q"]:
     """Distance in pixels between tracks and where points that have moved by `motion` are seen."""
     moved = points @ motion[:3, :3].T + motion[:3, 3]
@@ -246,7 +256,9 @@ def spread_membership(
     for frame in range(len(pixels)):
         still = residual(path, pixels[frame], points, np.eye(4), frame)
         gone = residual(path, pixels[frame], points, motion[frame], frame)
-        expected = residual(path, path.camera(frame).project(torch.from_numpy(points).float())[0].numpy(), points, motion[frame], frame)
+        expected = residual(
+            path, path.camera(frame).project(torch.from_numpy(points).float())[0].numpy(), points, motion[frame], frame
+        )
         tells = seen[frame] & (expected > 2 * CLOSE)
         stay += tells * np.minimum(still, 8.0)
         go += tells * np.minimum(gone, 8.0)
@@ -293,7 +305,11 @@ def _pnp(
 
 
 def _refine(
-    points: Float[np.ndarray, "k 3"], pixels: Float[np.ndarray, "k 2"], matrix: Float[np.ndarray, "3 3"], turn: np.ndarray, shift: np.ndarray
+    points: Float[np.ndarray, "k 3"],
+    pixels: Float[np.ndarray, "k 2"],
+    matrix: Float[np.ndarray, "3 3"],
+    turn: np.ndarray,
+    shift: np.ndarray,
 ) -> Float[np.ndarray, "4 4"]:
     """Least squares with a loss that forgives outliers."""
 
