@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from afield.artifacts import HEADER_NAME, read_json
@@ -83,10 +84,11 @@ def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) ->
     begin = time.process_time()
     narration = read_json(folder / "video" / HEADER_NAME)["narration"]
     # A user draws the box in the frame that the hands leave free; all of the first frames are alike in that.
+    video = folder / "video" / "video.mp4"
     settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=config.seed)
     try:
         found = distill_video(
-            folder / "video" / "video.mp4",
+            video,
             narration,
             folder / "run",
             settings,
@@ -117,12 +119,7 @@ def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]
     true_depth, mask = truth.depth(reference), truth.mask(reference)
     depth = found.depth.reference(found.video.size)
     small = found.depth.depth[-1]
-    known = (
-        torch.nn.functional.interpolate(torch.from_numpy(small)[None, None], size=depth.shape, mode="nearest")[
-            0, 0
-        ].numpy()
-        > 0
-    )
+    known = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
     inside = mask & known
     figures: dict[str, float] = {
@@ -159,7 +156,7 @@ def true_contact(truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
     mask = truth.mask(frame)
     here = _points(truth.cameras[frame], truth.depth(frame), mask)
     region = np.zeros_like(mask)
-    region[mask] = cKDTree(first.numpy()).query(here.numpy())[0] < 0.004
+    region[mask] = KDTree(first.numpy()).query(here.numpy())[0] < 0.004
     return region
 
 
@@ -190,12 +187,10 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
         real = torch.where(torch.from_numpy(moves)[:, None], real, start)
         own = _in_camera(found.cameras.camera(reference), flow.start + flow.displacement[:, step]) * scale
         errors.append((own - _in_camera(camera, real)).norm(dim=-1))
-    error = torch.stack(errors).mean(dim=0).numpy()
+    error, rests = torch.stack(errors).mean(dim=0).numpy(), ~moves & object_pixel
     return {
         "track_error_percent": 100 * float(error[moves & object_pixel].mean()) / diagonal,
-        "still_error_percent": 100 * float(error[~moves & object_pixel].mean()) / diagonal
-        if (~moves & object_pixel).any()
-        else 0.0,
+        "still_error_percent": 100 * float(error[rests].mean()) / diagonal if rests.any() else 0.0,
     }
 
 

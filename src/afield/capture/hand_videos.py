@@ -358,7 +358,7 @@ def _room(config: VideoConfig) -> mujoco.MjSpec:
         lamp = spec.worldbody.add_light(name=f"lamp{index}", pos=place, dir=[-x for x in place], diffuse=[power] * 3)
         lamp.castshadow, lamp.specular = index == 0, [0.0] * 3
     generator = np.random.default_rng(500 + config.seed)
-    tone = [tuple(float(x) for x in generator.uniform(0.35, 0.8, 3)) for _ in range(8)]
+    tone = generator.uniform(0.35, 0.8, (8, 3))
     wood = printed(spec, "table", (0.62, 0.48, 0.34), 50 + config.seed, repeat=(2.0, 2.0), marks=160)
     wall = printed(spec, "wall", (0.72, 0.74, 0.70), 60 + config.seed, repeat=(3.0, 2.0), marks=120)
     floor = printed(spec, "floor", (0.45, 0.42, 0.40), 70 + config.seed, repeat=(4.0, 4.0), marks=120)
@@ -369,6 +369,7 @@ def _room(config: VideoConfig) -> mujoco.MjSpec:
     box(world, (-1.7, -3, -0.8), (-1.6, 1.0, 2.2), wall)
     for index, (x, y) in enumerate(((-0.55, 0.30), (0.52, 0.34), (-0.62, -0.25), (0.60, -0.05), (0.30, 0.48))):
         half = generator.uniform(0.03, 0.07, 3)
-        look = printed(spec, f"thing{index}", tone[index], 80 + 10 * config.seed + index, marks=25, size=256)
+        color = (float(tone[index, 0]), float(tone[index, 1]), float(tone[index, 2]))
+        look = printed(spec, f"thing{index}", color, 80 + 10 * config.seed + index, marks=25, size=256)
         box(world, (x - half[0], y - half[1], 0), (x + half[0], y + half[1], 2 * half[2]), look)
     return spec

@@ -214,7 +214,7 @@ def _poses(
                 f"Stage cameras: the pose of frame {frame} could not be found; film without cuts and fast turns, or give poses "
                 "with --cameras FILE."
             )
-        kept = inliers[:, 0]
+        kept = np.asarray(inliers, dtype=np.int64)[:, 0]
         turn, shift = cv2.solvePnPRefineLM(object_points[kept], pixels[kept], matrix, None, turn, shift)
         pose = np.eye(4)
         pose[:3, :3] = cv2.Rodrigues(turn)[0].T

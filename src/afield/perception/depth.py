@@ -139,9 +139,8 @@ def fill_holes(depth: Float[np.ndarray, "h w"], color: UInt8[np.ndarray, "h w 3"
     missing = depth <= 0
     if not missing.any() or missing.all():
         return depth
-    _, labels = cv2.distanceTransformWithLabels(
-        missing.astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-    )
+    kinds = {"distanceType": cv2.DIST_L2, "maskSize": 5, "labelType": cv2.DIST_LABEL_PIXEL}
+    labels = np.asarray(cv2.distanceTransformWithLabels(missing.astype(np.uint8), **kinds)[1], dtype=np.int64)
     values = np.zeros(labels.max() + 1, np.float32)
     values[labels[~missing]] = depth[~missing]
     filled = values[labels]

@@ -270,7 +270,7 @@ def propagate_mask(
         hidden = np.stack(
             [cv2.resize(one.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0 for one in hidden]
         )
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     masks = np.zeros(frames.shape[:3], bool)
     masks[start] = mask & ~hidden[start]

@@ -85,7 +85,7 @@ def fit_screw(
     held = _held_spot(path, screw.twist, some, amounts, hand, better)
     amount = follow_screw(path, pixels, seen, better, screw.twist, guess, reference, hand, held)
     screw = Screw(screw.twist, amount, 0.0)
-    own = _error(path, pixels, seen, better, [screw.motion(f) for f in frames], frames)
+    own = _error(path, pixels, seen, better, [screw.motion(int(f)) for f in frames], frames)
     free = _error(path, pixels, seen, points, [motion[f] for f in frames], frames)
     if own > WORSE * free + 0.3:
         return None

@@ -141,7 +141,7 @@ def track_everywhere(
                 more = len(fresh)
                 pixels = np.concatenate((pixels, np.zeros((length, more, 2), np.float32)), axis=1)
                 seen = np.concatenate((seen, np.zeros((length, more), bool)), axis=1)
-                pixels[index, -more:], seen[index, -more:] = fresh[:, 0], True
+                pixels[index, -more:], seen[index, -more:] = np.reshape(fresh, (-1, 2)), True
     return PointTracks(pixels, seen)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,7 +90,7 @@ def _read_file(path: Path, longest: int, most: int, progress: bool) -> Read:
     counter.release()
     if not stamps:
         raise AfieldError(f"{path} holds no frame that can be decoded; it may be damaged, or not a video.")
-    if any(b <= a for a, b in zip(stamps, stamps[1:], strict=False)):  # some containers carry no time stamps
+    if any(b <= a for a, b in itertools.pairwise(stamps)):  # some containers carry no time stamps
         stamps = [index / rate for index in range(len(stamps))]
     wanted = _even(stamps, most)
     capture, frames, full = _open(path), [], (0, 0)

@@ -54,7 +54,8 @@ def write_distill_page(found: Distilled, path: Path) -> None:
         _section(
             "Cameras",
             f"Focal length {found.cameras.focal:.0f} pixels; {len(found.cameras.points)} points; the camera "
-            f"{'stood still' if found.cameras.static else 'moved'}; lengths are {'metres' if found.cameras.metric else 'up to scale'}.",
+            f"{'stood still' if found.cameras.static else 'moved'}; lengths are "
+            f"{'metres' if found.cameras.metric else 'up to scale'}.",
             _figure(_map(found), "from above: cameras from blue to red, points, tracks of the object"),
         ),
         _section(
@@ -77,7 +78,8 @@ def write_distill_page(found: Distilled, path: Path) -> None:
         ),
         _section(
             "Contact",
-            f"First contact in frame {video.read[contact.contact_frame]}, motion from frame {video.read[contact.motion_frame]}, release after "
+            f"First contact in frame {video.read[contact.contact_frame]}, motion from frame "
+            f"{video.read[contact.motion_frame]}, release after "
             f"frame {video.read[contact.release_frame]}. The region, in the last frame before the hand comes:",
             _figure(
                 mask_on(video.frames[contact.free_frame], contact.region), f"frame {video.read[contact.free_frame]}"
@@ -206,14 +208,17 @@ def _section(title: str, text: str, figures: str) -> str:
 
 
 def _figure(image: Image, caption: str, width: int = 220) -> str:
-    return f"<figure><img width='{width}' src='{_data(image, 2 * width)}' alt='{html.escape(caption)}'><figcaption>{html.escape(caption)}</figcaption></figure>"
+    words = html.escape(caption)
+    image_tag = f"<img width='{width}' src='{_data(image, 2 * width)}' alt='{words}'>"
+    return f"<figure>{image_tag}<figcaption>{words}</figcaption></figure>"
 
 
 def _film(frames: Sequence[tuple[str, Image]]) -> str:
     entries = ",".join(f'["{html.escape(label)}","{_data(image, 480)}"]' for label, image in frames)
+    slider = f"<input id='at' type='range' min='0' max='{len(frames) - 1}' value='0' aria-label='frame'>"
     return (
-        f"<script type='application/json' id='frames'>[{entries}]</script><img id='film' width='640' alt='the video with what was found'>"
-        f"<br><input id='at' type='range' min='0' max='{len(frames) - 1}' value='0' aria-label='frame'><div id='label'></div>"
+        f"<script type='application/json' id='frames'>[{entries}]</script>"
+        f"<img id='film' width='640' alt='the video with what was found'><br>{slider}<div id='label'></div>"
     )
 
 

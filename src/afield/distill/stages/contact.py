@@ -83,8 +83,8 @@ def find_contact(
     if hands.state[onset] == 0:
         near = np.flatnonzero(hands.state > 0)
         raise AfieldError(
-            f"Stage contact: the object begins to move in frame {onset}, but a hand is seen in frames {near.min()} to {near.max()} "
-            "only; give masks with --hand-masks."
+            f"Stage contact: the object begins to move in frame {onset}, but a hand is seen in frames {near.min()} to "
+            f"{near.max()} only; give masks with --hand-masks."
         )
     slow = hand_speed(path, hands, tracks, onset)
     approach = slow[reference : onset + 1]
@@ -212,7 +212,8 @@ def touched(
     region = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
     if region.sum() < 10:
         raise AfieldError(
-            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give masks with --hand-masks."
+            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
+            "--hand-masks."
         )
     return region
 

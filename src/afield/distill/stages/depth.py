@@ -94,7 +94,8 @@ def free_run(free: Bool[np.ndarray, "t"]) -> list[int]:
     if before >= 1:
         return list(range(before))
     raise AfieldError(
-        "Stage depth: a hand is in the first frame; film the object alone for a second before the hand comes, or cut the video so."
+        "Stage depth: a hand is in the first frame; film the object alone for a second before the hand "
+        "comes, or cut the video so."
     )
 
 

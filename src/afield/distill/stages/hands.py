@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,7 +158,7 @@ def link(found: Sequence[Sequence[Hand]]) -> list[dict[int, Hand]]:
 def _bridge(landmarks: Float[np.ndarray, "t 21 2"], state: Int[np.ndarray, "t"]) -> None:
     """Guess the hand in the gaps between finds."""
     known = np.flatnonzero(state == 2)
-    for first, last in zip(known, known[1:], strict=False):
+    for first, last in itertools.pairwise(known):
         if 1 < last - first <= BRIDGE:
             for frame in range(first + 1, last):
                 share = (frame - first) / (last - first)

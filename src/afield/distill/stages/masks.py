@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool
@@ -48,13 +49,26 @@ def masks_from_box(
     """
     if box is None:
         raise AfieldError(
-            f"Stage masks: which object is meant? Give --box LEFT TOP RIGHT BOTTOM in pixels of frame {video.read[frame]}, or masks "
-            "with --object-masks."
+            f"Stage masks: which object is meant? Give --box LEFT TOP RIGHT BOTTOM in pixels of frame {video.read[frame]}, or "
+            "masks with --object-masks."
         )
     scale = video.size[0] / video.full_size[0]
     left, top, right, bottom = (side * scale for side in box)
     try:
-        first = mask_from_box(video.frames[frame], (left, top, right, bottom))
+        first = without_holes(mask_from_box(video.frames[frame], (left, top, right, bottom)))
     except AfieldError as error:
         raise AfieldError(f"Stage masks: {error}") from error
     return ObjectMasks(propagate_mask(video.frames, first, frame, hidden, progress=progress))
+
+
+def without_holes(mask: Bool[np.ndarray, "h w"], largest: float = 0.03) -> Bool[np.ndarray, "h w"]:
+    """Fill what is enclosed by the mask and smaller than a share of it: a handle of another colour belongs to the object."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((~mask).astype(np.uint8), connectivity=4)
+    filled = mask.copy()
+    height, width = mask.shape
+    for number in range(1, count):
+        left, top, w, h, area = (int(value) for value in stats[number])
+        inside = left > 0 and top > 0 and left + w < width and top + h < height
+        if inside and area < largest * mask.sum():
+            filled[labels == number] = True
+    return filled

@@ -6,6 +6,7 @@ before the motion is known from many frames, so that the pixels of a few dozen p
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from scipy.optimize import least_squares
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
@@ -136,7 +137,7 @@ def choose_points(color: np.ndarray, mask: Bool[np.ndarray, "h w"], count: int) 
     step = max(1, round(len(grid) / count))
     grid = grid[np.random.default_rng(0).permutation(len(grid))[: len(grid) // step]]
     if len(chosen) < count and len(grid):
-        far = cKDTree(chosen).query(grid)[0] > spacing if len(chosen) else np.ones(len(grid), bool)
+        far = KDTree(chosen).query(grid)[0] > spacing if len(chosen) else np.ones(len(grid), bool)
         chosen = np.concatenate((chosen, grid[far][: count - len(chosen)]))
     return chosen.astype(np.float32)
 
@@ -204,8 +205,8 @@ def moving_points(
             best = obeys
     if best.sum() < FEWEST:
         raise AfieldError(
-            "Stage tracks: nothing of the object moves as one rigid part while a hand is there; check the box, film closer or with "
-            "more light, or put paper with some pattern on plain surfaces."
+            "Stage tracks: nothing of the object moves as one rigid part while a hand is there; check the box, film closer or "
+            "with more light, or put paper with some pattern on plain surfaces."
         )
     return best
 
@@ -219,7 +220,7 @@ def part_motion(
     reference: int,
     progress: bool,
 ) -> tuple[Float[np.ndarray, "t 4 4"], Float[np.ndarray, "t"]]:
-    """Motion of the part in every frame, from one frame to the next; where it is not seen it is guessed between its neighbours."""
+    """Motion of the part in every frame; where it is not seen it is guessed between its neighbours."""
     count = len(pixels)
     motion, fit = np.repeat(np.eye(4)[None], count, axis=0), np.full(count, -1.0)
     fit[: reference + 1] = 0.0
@@ -236,7 +237,7 @@ def part_motion(
             continue
         motion[frame], fit[frame], guess = pose, off[off < CLOSE].mean(), pose
     known = np.flatnonzero(fit >= 0)
-    for first, last in zip(known, known[1:], strict=False):
+    for first, last in itertools.pairwise(known):
         for frame in range(first + 1, last):
             motion[frame] = _between(motion[first], motion[last], (frame - first) / (last - first))
     motion[known[-1] + 1 :] = motion[known[-1]]
@@ -266,7 +267,7 @@ def spread_membership(
     clear = (votes >= 3) & (np.minimum(stay, go) / np.maximum(votes, 1) < CLOSE)
     member = np.where(clear, go < stay, moving)
     if clear.any() and (~clear).any():
-        _, near = cKDTree(points[clear]).query(points[~clear], k=min(5, int(clear.sum())))
+        _, near = KDTree(points[clear]).query(points[~clear], k=min(5, int(clear.sum())))
         member[~clear] = member[clear][near].reshape((~clear).sum(), -1).mean(axis=1) > 0.5
     return member
 

@@ -69,7 +69,8 @@ def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int) -> Flow:
     first, last = contact.contact_frame, contact.release_frame
     if last - first < 3:
         raise AfieldError(
-            f"Stage tracks: only {last - first} frames lie between contact ({first}) and release ({last}); film the motion slower."
+            f"Stage tracks: only {last - first} frames lie between contact ({first}) and release ({last}); film the motion "
+            "slower."
         )
     start = tracks.at(first)
     steps = np.linspace(first, last, horizon + 1)[1:]
