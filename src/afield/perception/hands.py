@@ -49,6 +49,8 @@ class Hand:
 
     landmarks: Float[np.ndarray, "21 2"]
     """Pixels (x, y): wrist, then four joints a finger from the thumb to the little finger, tips last."""
+    depth: Float[np.ndarray, "21"]
+    """How much farther away than the wrist each landmark is, in pixels too: divided by pixels per metre these are metres."""
     score: float
     """How sure it is that this is a hand, 0 to 1."""
     right: float
@@ -158,7 +160,8 @@ class MediapipeHands:
         inside = ((found > -0.1 * width) & (found < [1.1 * width, 1.1 * height])).all(axis=1).mean()
         if inside < 0.5:
             return None
-        return Hand(found.astype(np.float32), float(score.squeeze()), float(right.squeeze()))
+        depth = points.reshape(21, 3)[:, 2] * region.size / LANDMARK_SIZE
+        return Hand(found.astype(np.float32), depth.astype(np.float32), float(score.squeeze()), float(right.squeeze()))
 
 
 @dataclass(frozen=True)

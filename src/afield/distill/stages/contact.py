@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
@@ -20,10 +21,14 @@ STARTED = 1.0
 """The part moves once its points have left their places by so many pixels more than before."""
 RESTS = 0.04
 """A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
+QUIET = 4
+"""Frames before the motion in which the hand is looked for at rest."""
 JITTER = 1.8
 """Pixels a frame that landmarks of a resting hand may jump."""
 REACH = 0.018
-"""Metres: what of the object lies within a finger's width of a finger's bones, as the camera sees them, is touched."""
+"""Metres: what of the object lies within a finger's width of a finger is touched."""
+FINGER_RADIUS = 0.007
+"""Metres."""
 PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
 """Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
 FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
@@ -90,7 +95,8 @@ def find_contact(
     approach = slow[reference : onset + 1]
     fastest = float(approach[np.isfinite(approach)].max(initial=0.0))
     limit = max(JITTER, RESTS * fastest)
-    contact = onset
+    # When the part begins to move the hand's place upon it may be noisy, so the quietest frame just before is the starting point.
+    contact = max(reference + 1, onset - QUIET) + int(np.argmin(slow[max(reference + 1, onset - QUIET) : onset + 1]))
     while contact > reference + 1 and slow[contact] < limit:
         contact -= 1
     release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
@@ -190,7 +196,10 @@ def touched(
     depth: Float[np.ndarray, "h w"],
     contact: int,
 ) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame that lie under the outermost bones of the fingers in the frame of contact.
+    """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
+
+    The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
+    thick as they are, rest on the object.
 
     Raises:
         AfieldError: the hand touches nothing of the object.
@@ -199,14 +208,15 @@ def touched(
     rows, columns = np.nonzero(mask & (depth > 0))
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = path.camera(tracks.reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
-    seen = path.camera(frame).project(points)[0].numpy()
-    reach = REACH * pixels_per_meter(hands, frame)
-    touched = np.zeros(len(rows), bool)
-    for first, last in FINGER_BONES:
-        a, b = hands.landmarks[frame, first], hands.landmarks[frame, last]
-        along = b - a
-        share = np.clip(((seen - a) @ along) / max(float(along @ along), 1e-6), 0, 1)
-        touched |= np.linalg.norm(seen - (a + share[:, None] * along), axis=1) < reach
+    seen, away = (value.numpy() for value in path.camera(frame).project(points))
+    # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
+    scale = pixels_per_meter(hands, frame)
+    depths = away * (path.focal / scale) / _depth_near(hands, frame, seen, away)
+    surface = np.column_stack((seen / scale, depths))
+    joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
+    bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
+    bones[:, 2] += _resting_depth(bones, surface)
+    touched = KDTree(bones).query(surface)[0] < REACH + FINGER_RADIUS
     region = np.zeros_like(mask)
     region[rows[touched], columns[touched]] = True
     region = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
@@ -216,6 +226,22 @@ def touched(
             "--hand-masks."
         )
     return region
+
+
+def _depth_near(hands: HandTrack, frame: int, seen: Float[np.ndarray, "n 2"], away: Float[np.ndarray, "n"]) -> float:
+    """Depth of the object where the fingertips are, in the units of the camera path: as far away as the hand."""
+    near = KDTree(seen).query(hands.tips(frame))[1]
+    return float(np.median(away[near]))
+
+
+def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "n 3"]) -> float:
+    """By how much the bones can go away from the camera until one of them rests on the surface, in metres."""
+    far, nearest = KDTree(surface[:, :2]).query(bones[:, :2])
+    over = far < 2 * FINGER_RADIUS
+    if not over.any():
+        return float(np.median(surface[:, 2]) - np.median(bones[:, 2]))
+    room = surface[nearest[over], 2] - FINGER_RADIUS - bones[over, 2]
+    return float(np.quantile(room, 0.1))
 
 
 def pixels_per_meter(hands: HandTrack, frame: int) -> float:

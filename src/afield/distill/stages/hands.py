@@ -35,6 +35,8 @@ class HandTrack:
 
     landmarks: Float[np.ndarray, "t 21 2"]
     """Pixels; 0 where there is no hand."""
+    depth: Float[np.ndarray, "t 21"]
+    """How much farther away than the wrist each landmark is, in pixels."""
     state: Int[np.ndarray, "t"]
     """2 where the hand was found, 1 where it was lost between two finds and is guessed, 0 where there is none."""
     masks: Bool[np.ndarray, "t h w"]
@@ -65,15 +67,15 @@ class HandTrack:
         """Write it."""
         tensors = {
             name: torch.from_numpy(np.ascontiguousarray(getattr(self, name)))
-            for name in ("landmarks", "state", "masks")
+            for name in ("landmarks", "depth", "state", "masks")
         }
         save_artifact(folder, "video-hands", tensors, {"frames_with_hand": int((self.state > 0).sum())})
 
     @classmethod
     def load(cls, folder: Path) -> HandTrack:
         """Read what `save` has written."""
-        tensors, _ = load_artifact(folder, "video-hands", ("landmarks", "state", "masks"))
-        return cls(*(tensors[name].numpy() for name in ("landmarks", "state", "masks")))
+        tensors, _ = load_artifact(folder, "video-hands", ("landmarks", "depth", "state", "masks"))
+        return cls(*(tensors[name].numpy() for name in ("landmarks", "depth", "state", "masks")))
 
 
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:
@@ -90,19 +92,20 @@ def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, 
     length, (height, width) = len(frames), frames.shape[1:3]
     masks = np.zeros((length, height, width), bool)
     landmarks, state = np.zeros((length, 21, 2), np.float32), np.zeros(length, np.int64)
+    depth = np.zeros((length, 21), np.float32)
     main = max(chains, key=len)
     acting = [main] + [chain for chain in chains if not set(chain) & set(main)]
     for chain in sorted(acting, key=len):
         for frame, hand in chain.items():
-            landmarks[frame], state[frame] = hand.landmarks, 2
-    _bridge(landmarks, state)
+            landmarks[frame], depth[frame], state[frame] = hand.landmarks, hand.depth, 2
+    _bridge(landmarks, depth, state)
     for frame in tqdm(range(length), desc="hand masks", unit="frame", disable=not progress, leave=False):
         for chain in chains:
             if frame in chain:
                 masks[frame] |= hand_mask(frames[frame], chain[frame])
         if state[frame] == 1:
-            masks[frame] |= hand_mask(frames[frame], Hand(landmarks[frame], 0.0, 0.0))
-    return HandTrack(landmarks, state, masks)
+            masks[frame] |= hand_mask(frames[frame], Hand(landmarks[frame], depth[frame], 0.0, 0.0))
+    return HandTrack(landmarks, depth, state, masks)
 
 
 def hands_from_masks(masks: Bool[np.ndarray, "t h w"]) -> HandTrack:
@@ -131,7 +134,7 @@ def hands_from_masks(masks: Bool[np.ndarray, "t h w"]) -> HandTrack:
         landmarks[frame, 0] = wrist
         landmarks[frame, [4, 8, 12, 16, 20]] = ends[np.linspace(0, len(ends) - 1, 5).astype(int)]
         state[frame] = 2
-    return HandTrack(landmarks, state, masks)
+    return HandTrack(landmarks, np.zeros((len(masks), 21), np.float32), state, masks)
 
 
 def link(found: Sequence[Sequence[Hand]]) -> list[dict[int, Hand]]:
@@ -155,7 +158,9 @@ def link(found: Sequence[Sequence[Hand]]) -> list[dict[int, Hand]]:
     return chains
 
 
-def _bridge(landmarks: Float[np.ndarray, "t 21 2"], state: Int[np.ndarray, "t"]) -> None:
+def _bridge(
+    landmarks: Float[np.ndarray, "t 21 2"], depth: Float[np.ndarray, "t 21"], state: Int[np.ndarray, "t"]
+) -> None:
     """Guess the hand in the gaps between finds."""
     known = np.flatnonzero(state == 2)
     for first, last in itertools.pairwise(known):
@@ -163,4 +168,5 @@ def _bridge(landmarks: Float[np.ndarray, "t 21 2"], state: Int[np.ndarray, "t"])
             for frame in range(first + 1, last):
                 share = (frame - first) / (last - first)
                 landmarks[frame] = (1 - share) * landmarks[first] + share * landmarks[last]
+                depth[frame] = (1 - share) * depth[first] + share * depth[last]
                 state[frame] = 1
