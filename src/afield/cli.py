@@ -274,7 +274,7 @@ def distill(
         cameras: JSON file with the poses of the camera, instead of structure from motion.
         focal: focal length in pixels of the video, if it is known.
         depth: plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers.
-        tracker: lucas-kanade, or the folder of a CoTracker.
+        tracker: name of the point tracker: lucas-kanade.
         start: name of the first stage to run again: hands, cameras, depth, masks, tracks, contact, views or fit.
         seed: seed of everything random.
     """

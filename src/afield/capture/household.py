@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import mujoco
@@ -24,6 +24,7 @@ MOVING = f"{BODY}_{PART}"
 """Name of the body that moves."""
 
 
+@runtime_checkable
 class Thing(Protocol):
     """Something that a hand can move."""
 

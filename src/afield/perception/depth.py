@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -24,6 +24,7 @@ WORST = 0.62
 """A pixel whose patch differs more than this from the other frames' (1 - correlation) has no depth."""
 
 
+@runtime_checkable
 class DepthNetwork(Protocol):
     """Depth of single pictures."""
 
@@ -139,8 +140,9 @@ def fill_holes(depth: Float[np.ndarray, "h w"], color: UInt8[np.ndarray, "h w 3"
     missing = depth <= 0
     if not missing.any() or missing.all():
         return depth
-    kinds = {"distanceType": cv2.DIST_L2, "maskSize": 5, "labelType": cv2.DIST_LABEL_PIXEL}
-    labels = np.asarray(cv2.distanceTransformWithLabels(missing.astype(np.uint8), **kinds)[1], dtype=np.int64)
+    pixel = cv2.DIST_LABEL_PIXEL
+    found = cv2.distanceTransformWithLabels(missing.astype(np.uint8), cv2.DIST_L2, 5, labelType=pixel)
+    labels = np.asarray(found[1], dtype=np.int64)
     values = np.zeros(labels.max() + 1, np.float32)
     values[labels[~missing]] = depth[~missing]
     filled = values[labels]

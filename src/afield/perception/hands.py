@@ -12,7 +12,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -57,6 +57,7 @@ class Hand:
     """How sure it is that it is a right hand, 0 to 1."""
 
 
+@runtime_checkable
 class HandDetector(Protocol):
     """Finds hands in the frames of a video."""
 

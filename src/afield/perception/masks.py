@@ -279,7 +279,8 @@ def propagate_mask(
         whole = mask
         for index in order:
             before = index - (1 if order.step > 0 else -1)
-            back = _around_hidden(flow.calc(gray[index], gray[before], None), hidden[index] | hidden[before])
+            unmoved = np.zeros((*mask.shape, 2), np.float32)
+            back = _around_hidden(flow.calc(gray[index], gray[before], unmoved), hidden[index] | hidden[before])
             rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
             carried = cv2.remap(
                 whole.astype(np.float32),

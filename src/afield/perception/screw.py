@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,12 @@ FORGIVE = 1.5
 """Pixels from which on a residual counts as an outlier."""
 WORSE = 1.35
 """A screw is accepted if its residual is at most so many times that of poses without any constraint (and 0.3 pixels more)."""
+KINDS = ("slide", "hinge", "screw")
+"""From the simplest motion to the most general one."""
+SIMPLER = 1.1
+"""A simpler kind is preferred while its residual is at most so many times that of the best one (and 0.05 pixels more)."""
+STRICT = 1e3
+"""Weight of what a kind forbids: rotation of a slide, pitch of a hinge."""
 MOST_FRAMES, MOST_POINTS = 24, 160
 HAND_LOOSE, HAND_WEIGHT = 8.0, 6.0
 """Pixels by which a hand may turn and slip on what it holds, and how many points it is worth."""
@@ -77,19 +83,21 @@ def fit_screw(
         return None
     problem = _Problem(path, pixels[:, chosen], seen[:, chosen], points[chosen], some, farthest, reference)
     amount = np.array([way[np.searchsorted(frames, f)] / way.max() for f in some])
-    twist_vector, amounts, factors = problem.solve(_vector(twist), amount)
+    trials = [problem.solve(_vector(twist), amount, kind) for kind in KINDS]
+    least = min(trial.error for trial in trials)
+    # A slide says less than a hinge, and a hinge less than a screw: the simplest one that explains the tracks is believed.
+    best = next(trial for trial in trials if trial.error <= SIMPLER * least + 0.05)
     better = points.copy()
-    better[chosen] = problem.placed(factors)
-    screw = Screw(_matrix(twist_vector), np.zeros(len(pixels)), 0.0)
-    guess = np.interp(np.arange(len(pixels)), some, amounts, left=0.0)
-    held = _held_spot(path, screw.twist, some, amounts, hand, better)
-    amount = follow_screw(path, pixels, seen, better, screw.twist, guess, reference, hand, held)
-    screw = Screw(screw.twist, amount, 0.0)
+    better[chosen] = problem.placed(best.factors)
+    matrix = _matrix(best.twist)
+    guess = np.interp(np.arange(len(pixels)), some, best.amounts, left=0.0)
+    held = _held_spot(path, matrix, some, best.amounts, hand, better)
+    screw = Screw(matrix, follow_screw(path, pixels, seen, better, matrix, guess, reference, hand, held), 0.0)
     own = _error(path, pixels, seen, better, [screw.motion(int(f)) for f in frames], frames)
     free = _error(path, pixels, seen, points, [motion[f] for f in frames], frames)
     if own > WORSE * free + 0.3:
         return None
-    return Screw(screw.twist, amount, own), better
+    return replace(screw, error=own), better
 
 
 def follow_screw(
@@ -175,9 +183,7 @@ class _Problem:
         eye = self.path.camera(self.reference).position.double().numpy()
         return eye + factors[:, None] * (self.points - eye)
 
-    def solve(
-        self, twist: Float[np.ndarray, "6"], amount: Float[np.ndarray, "f"]
-    ) -> tuple[Float[np.ndarray, "6"], Float[np.ndarray, "f"], Float[np.ndarray, "q"]]:
+    def solve(self, twist: Float[np.ndarray, "6"], amount: Float[np.ndarray, "f"], kind: str) -> _Solution:
         """Least squares with a loss that forgives; depths may change by a few per cent."""
         count, number = len(self.frames), len(self.points)
         rows, columns = np.nonzero(self.seen[self.frames])
@@ -197,9 +203,12 @@ class _Problem:
             away = np.maximum(seen_from[:, 2:], 1e-3)
             pixel = focal * seen_from[:, :2] / away + middle
             gauge = np.array([100.0 * (x[6 + fixed] - 1.0)])
-            return np.concatenate(((pixel - wanted).ravel(), (x[6 + count :] - 1) / 0.01, gauge))
+            forbidden = STRICT * (
+                x[:3] if kind == "slide" else np.array([x[:3] @ x[3:6] * (kind == "hinge"), 0.0, 0.0])
+            )
+            return np.concatenate(((pixel - wanted).ravel(), (x[6 + count :] - 1) / 0.01, gauge, forbidden))
 
-        pattern = lil_matrix((2 * len(rows) + number + 1, 6 + count + number), dtype=np.int8)
+        pattern = lil_matrix((2 * len(rows) + number + 4, 6 + count + number), dtype=np.int8)
         index = np.arange(len(rows))
         for line in (2 * index, 2 * index + 1):
             pattern[line, :6] = 1
@@ -207,11 +216,29 @@ class _Problem:
             pattern[line, 6 + count + columns] = 1
         pattern[2 * len(rows) + np.arange(number), 6 + count + np.arange(number)] = 1
         pattern[2 * len(rows) + number, 6 + fixed] = 1
-        start = np.concatenate((twist, amount, np.ones(number)))
+        pattern[2 * len(rows) + number + 1 :, :6] = 1
+        first = twist.copy()
+        if kind == "slide":
+            poses = _matrix(twist)
+            middle_point = self.points.mean(axis=0)
+            first = np.concatenate((np.zeros(3), poses[:3, :3] @ middle_point + poses[:3, 3]))
+        start = np.concatenate((first, amount, np.ones(number)))
         answer = least_squares(
-            off, start, jac_sparsity=pattern, loss="soft_l1", f_scale=FORGIVE, max_nfev=40, x_scale="jac"
+            off, start, jac_sparsity=pattern, loss="soft_l1", f_scale=FORGIVE, max_nfev=30, x_scale="jac"
         ).x
-        return answer[:6], answer[6 : 6 + count], answer[6 + count :]
+        error = np.linalg.norm(off(answer)[: 2 * len(rows)].reshape(-1, 2), axis=1)
+        parts = answer[:6], answer[6 : 6 + count], answer[6 + count :]
+        return _Solution(*parts, error=float(np.minimum(error, 4.0).mean()))
+
+
+@dataclass(frozen=True)
+class _Solution:
+    """Twist, amounts of the frames, factors of the points' depths, and the mean residual in pixels."""
+
+    twist: Float[np.ndarray, "6"]
+    amounts: Float[np.ndarray, "f"]
+    factors: Float[np.ndarray, "q"]
+    error: float
 
 
 def _error(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -27,6 +27,7 @@ class PointTracks:
     """Where a point is not seen its pixel is the last one known."""
 
 
+@runtime_checkable
 class PointTracker(Protocol):
     """Follows points of one frame through all others."""
 
@@ -128,7 +129,7 @@ def track_everywhere(
         if index > 0:
             alive = np.flatnonzero(seen[index - 1])
             found, kept = follow(gray[index - 1], gray[index], pixels[index - 1, alive])
-            column, row = np.round(found).astype(int).T
+            column, row = np.round(found[:, 0]).astype(int), np.round(found[:, 1]).astype(int)
             inside = kept & (column >= 0) & (row >= 0) & (column < free.shape[1]) & (row < free.shape[0])
             inside[inside] = free[row[inside], column[inside]] > 0
             pixels[index, alive[inside]], seen[index, alive[inside]] = found[inside], True
@@ -145,7 +146,7 @@ def track_everywhere(
     return PointTracks(pixels, seen)
 
 
-TRACKERS = ("lucas-kanade", "cotracker3")
+TRACKERS = ("lucas-kanade",)
 
 
 def tracker_by_name(name: str) -> PointTracker:

@@ -240,7 +240,7 @@ def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "
     over = far < 2 * FINGER_RADIUS
     if not over.any():
         return float(np.median(surface[:, 2]) - np.median(bones[:, 2]))
-    room = surface[nearest[over], 2] - FINGER_RADIUS - bones[over, 2]
+    room = surface[np.asarray(nearest)[over], 2] - FINGER_RADIUS - bones[over, 2]
     return float(np.quantile(room, 0.1))
 
 
