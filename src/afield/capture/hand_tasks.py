@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from afield.capture.furniture import Furniture, handle_box
+from afield.capture.furniture import Corner, Furniture, handle_box
 from afield.capture.household import FurnitureThing, Laptop, Thing, Vessel
 from afield.capture.human_hand import CUP, GRIP, PUSH, HandShape, bend_hand
 from afield.errors import AfieldError
@@ -50,9 +50,9 @@ class HandTask:
         return pose
 
 
-def hand_rotation(fingers: tuple[float, ...], palm: tuple[float, ...]) -> Float[np.ndarray, "3 3"]:
+def hand_rotation(fingers: Corner, palm: Corner) -> Float[np.ndarray, "3 3"]:
     """Orientation of the hand from where its fingers point and where its palm looks."""
-    y = -np.array(fingers) / np.linalg.norm(fingers)
+    y = -np.array(fingers, float) / np.linalg.norm(fingers)
     x = -np.array(palm, float)
     x = x - (x @ y) * y
     x /= np.linalg.norm(x)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from afield.capture.furniture import BODY, PART, Furniture, add_furniture, joint_motion
+from afield.capture.furniture import BODY, PART, Corner, Furniture, add_furniture, joint_motion
 from afield.capture.objects import TABLE_GROUP
 
 MOVING = f"{BODY}_{PART}"
@@ -135,7 +135,7 @@ class Vessel:
         return motion
 
 
-def box(body: mujoco.MjsBody, low: tuple[float, ...], high: tuple[float, ...], material: str) -> None:
+def box(body: mujoco.MjsBody, low: Corner, high: Corner, material: str) -> None:
     """A box between two corners."""
     a, b = np.array(low), np.array(high)
     geom = body.add_geom(type=mujoco.mjtGeom.mjGEOM_BOX, size=(b - a) / 2, pos=(a + b) / 2)

@@ -21,8 +21,6 @@ KINDS = ("slide", "hinge", "screw")
 """From the simplest motion to the most general one."""
 SIMPLER = 1.1
 """A simpler kind is preferred while its residual is at most so many times that of the best one (and 0.05 pixels more)."""
-STRICT = 1e3
-"""Weight of what a kind forbids: rotation of a slide, pitch of a hinge."""
 MOST_FRAMES, MOST_POINTS = 24, 160
 HAND_LOOSE, HAND_WEIGHT = 8.0, 6.0
 """Pixels by which a hand may turn and slip on what it holds, and how many points it is worth."""
@@ -195,7 +193,7 @@ class _Problem:
         fixed = int(np.flatnonzero(self.frames == self.farthest)[0])
 
         def off(x: Float[np.ndarray, "n"]) -> Float[np.ndarray, "m"]:
-            matrix = _matrix(x[:6])
+            matrix = _matrix(_allowed(x[:6], kind))
             poses = np.stack([np.real(expm(value * matrix)) for value in x[6 : 6 + count]])
             place = self.placed(x[6 + count :])[columns]
             moved = np.einsum("mij,mj->mi", poses[rows, :3, :3], place) + poses[rows, :3, 3]
@@ -203,12 +201,9 @@ class _Problem:
             away = np.maximum(seen_from[:, 2:], 1e-3)
             pixel = focal * seen_from[:, :2] / away + middle
             gauge = np.array([100.0 * (x[6 + fixed] - 1.0)])
-            forbidden = STRICT * (
-                x[:3] if kind == "slide" else np.array([x[:3] @ x[3:6] * (kind == "hinge"), 0.0, 0.0])
-            )
-            return np.concatenate(((pixel - wanted).ravel(), (x[6 + count :] - 1) / 0.01, gauge, forbidden))
+            return np.concatenate(((pixel - wanted).ravel(), (x[6 + count :] - 1) / 0.01, gauge))
 
-        pattern = lil_matrix((2 * len(rows) + number + 4, 6 + count + number), dtype=np.int8)
+        pattern = lil_matrix((2 * len(rows) + number + 1, 6 + count + number), dtype=np.int8)
         index = np.arange(len(rows))
         for line in (2 * index, 2 * index + 1):
             pattern[line, :6] = 1
@@ -216,7 +211,6 @@ class _Problem:
             pattern[line, 6 + count + columns] = 1
         pattern[2 * len(rows) + np.arange(number), 6 + count + np.arange(number)] = 1
         pattern[2 * len(rows) + number, 6 + fixed] = 1
-        pattern[2 * len(rows) + number + 1 :, :6] = 1
         first = twist.copy()
         if kind == "slide":
             poses = _matrix(twist)
@@ -227,7 +221,7 @@ class _Problem:
             off, start, jac_sparsity=pattern, loss="soft_l1", f_scale=FORGIVE, max_nfev=30, x_scale="jac"
         ).x
         error = np.linalg.norm(off(answer)[: 2 * len(rows)].reshape(-1, 2), axis=1)
-        parts = answer[:6], answer[6 : 6 + count], answer[6 + count :]
+        parts = _allowed(answer[:6], kind), answer[6 : 6 + count], answer[6 + count :]
         return _Solution(*parts, error=float(np.minimum(error, 4.0).mean()))
 
 
@@ -239,6 +233,16 @@ class _Solution:
     amounts: Float[np.ndarray, "f"]
     factors: Float[np.ndarray, "q"]
     error: float
+
+
+def _allowed(twist: Float[np.ndarray, "6"], kind: str) -> Float[np.ndarray, "6"]:
+    """The twist without what its kind forbids: a slide does not turn, and a hinge does not go along its axis."""
+    turn, shift = twist[:3], twist[3:]
+    if kind == "slide":
+        return np.concatenate((np.zeros(3), shift))
+    if kind == "hinge":
+        shift = shift - turn * (turn @ shift) / max(float(turn @ turn), 1e-12)
+    return np.concatenate((turn, shift))
 
 
 def _error(
