@@ -19,8 +19,8 @@ WORSE = 1.35
 """A screw is accepted if its residual is at most so many times that of poses without any constraint (and 0.3 pixels more)."""
 KINDS = ("slide", "hinge", "screw")
 """From the simplest motion to the most general one."""
-SIMPLER = 1.1
-"""A simpler kind is preferred while its residual is at most so many times that of the best one (and 0.05 pixels more)."""
+SIMPLER = 1.04
+"""A simpler kind is preferred while its residual is at most so many times that of the best one (and 0.02 pixels more)."""
 MOST_FRAMES, MOST_POINTS = 24, 160
 HAND_LOOSE, HAND_WEIGHT = 8.0, 6.0
 """Pixels by which a hand may turn and slip on what it holds, and how many points it is worth."""
@@ -84,7 +84,7 @@ def fit_screw(
     trials = [problem.solve(_vector(twist), amount, kind) for kind in KINDS]
     least = min(trial.error for trial in trials)
     # A slide says less than a hinge, and a hinge less than a screw: the simplest one that explains the tracks is believed.
-    best = next(trial for trial in trials if trial.error <= SIMPLER * least + 0.05)
+    best = next(trial for trial in trials if trial.error <= SIMPLER * least + 0.02)
     better = points.copy()
     better[chosen] = problem.placed(best.factors)
     matrix = _matrix(best.twist)

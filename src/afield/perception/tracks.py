@@ -119,18 +119,18 @@ def track_everywhere(
         spacing: pixels between corners.
         progress: show a progress bar.
     """
-    length = len(gray)
+    length, height, width = gray.shape
     pixels = np.zeros((length, 0, 2), np.float32)
     seen = np.zeros((length, 0), bool)
     for index in tqdm(range(length), desc="corners", unit="frame", disable=not progress, leave=False):
-        free = np.full(gray[index].shape, 255, np.uint8)
+        free = np.full((height, width), 255, np.uint8)
         if masks is not None:
             free[masks[index]] = 0
         if index > 0:
             alive = np.flatnonzero(seen[index - 1])
             found, kept = follow(gray[index - 1], gray[index], pixels[index - 1, alive])
             column, row = np.round(found[:, 0]).astype(int), np.round(found[:, 1]).astype(int)
-            inside = kept & (column >= 0) & (row >= 0) & (column < free.shape[1]) & (row < free.shape[0])
+            inside = kept & (column >= 0) & (row >= 0) & (column < width) & (row < height)
             inside[inside] = free[row[inside], column[inside]] > 0
             pixels[index, alive[inside]], seen[index, alive[inside]] = found[inside], True
         if index % every == 0 and index + 1 < length:

@@ -31,6 +31,8 @@ CLOSE = 2.0
 """Pixels within which a point obeys a motion."""
 MOVED = 4.0
 """Pixels by which a point must have left its place to count as moving."""
+NEIGHBOURS = 7
+"""Points that vote on whether a point between them moves."""
 FEWEST = 8
 """Points without which there is no motion of a part."""
 
@@ -264,12 +266,14 @@ def spread_membership(
         stay += tells * np.minimum(still, 8.0)
         go += tells * np.minimum(gone, 8.0)
         votes += tells
-    clear = (votes >= 3) & (np.minimum(stay, go) / np.maximum(votes, 1) < CLOSE)
-    member = np.where(clear, go < stay, moving)
-    if clear.any() and (~clear).any():
-        _, near = KDTree(points[clear]).query(points[~clear], k=min(5, int(clear.sum())))
-        member[~clear] = member[clear][near].reshape((~clear).sum(), -1).mean(axis=1) > 0.5
-    return member
+    mean_stay, mean_go = stay / np.maximum(votes, 1), go / np.maximum(votes, 1)
+    clear = (votes >= 4) & (np.minimum(mean_stay, mean_go) < CLOSE) & (np.abs(mean_stay - mean_go) > 1.0)
+    member = np.where(clear, mean_go < mean_stay, moving)
+    if clear.sum() >= FEWEST:
+        # A track that stuck to a streak of the surface looks still: what most of the neighbours do is believed.
+        _, near = KDTree(points[clear]).query(points, k=min(NEIGHBOURS, int(clear.sum())))
+        member = member[clear][near].reshape(len(points), -1).mean(axis=1) > 0.5
+    return member if member.sum() >= 3 else moving
 
 
 def _pnp(
