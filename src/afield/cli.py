@@ -325,6 +325,93 @@ def view(run: tyro.conf.Positional[Path]) -> None:
     _say(f"The report is in {view_run(run)}")
 
 
+@app.command
+def distill(
+    video: tyro.conf.Positional[Path],
+    narration: str,
+    out: Out,
+    box: tuple[int, int, int, int] | None = None,
+    object_masks: Path | None = None,
+    hand_models: Path | None = None,
+    hand_masks: Path | None = None,
+    cameras: Path | None = None,
+    focal: float | None = None,
+    depth: str = "plane-sweep",
+    tracker: str = "lucas-kanade",
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    seed: int = 0,
+) -> None:
+    """Turn an ordinary video of a hand that moves something into an affordance function (docs/distill.md).
+
+    Args:
+        video: mp4, mov, or a folder of frames; an object alone first, then a hand that comes and moves it.
+        narration: what is done, for instance "open the microwave".
+        out: folder for the result of every stage and for report.html; an interrupted run goes on from there.
+        box: left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes.
+        object_masks: folder with a mask of the object for every frame, instead of a box.
+        hand_models: the wheel of mediapipe 0.10.21, where it is not installed.
+        hand_masks: folder with a mask of the hand for every frame, instead of a detector.
+        cameras: JSON file with the poses of the camera, instead of structure from motion.
+        focal: focal length in pixels of the video, if it is known.
+        depth: plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers.
+        tracker: name of the point tracker: lucas-kanade.
+        start: name of the first stage to run again: hands, cameras, depth, masks, tracks, contact, views or fit.
+        seed: seed of everything random.
+    """
+    from afield.pipeline import distill_from_files
+
+    found, page = distill_from_files(
+        video,
+        narration,
+        out,
+        start=start,
+        box=box,
+        object_masks=object_masks,
+        hand_models=hand_models,
+        hand_masks=hand_masks,
+        cameras=cameras,
+        focal=focal,
+        depth=depth,
+        tracker=tracker,
+        seed=seed,
+    )
+    contact = found.contact
+    _say(
+        f"'{narration}': contact in frame {found.video.read[contact.contact_frame]}, release after frame "
+        f"{found.video.read[contact.release_frame]}; {int(found.tracks.moving.sum())} points move; lengths are "
+        f"{'metres' if found.depth.metric else 'up to scale'}."
+    )
+    _say(f"Every stage on the video: {page}")
+
+
+@bench_app.command(name="distill")
+def bench_distill(
+    tasks: int = 9,
+    names: tuple[str, ...] = (),
+    out: Out = Path("runs/bench_distill"),
+    seed: int = 0,
+    start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Distil rendered videos of a human hand and compare every stage with the truth.
+
+    Args:
+        tasks: how many of the tasks.
+        names: these tasks instead.
+        out: work folder; an interrupted run goes on from there.
+        seed: seed of instances, rooms and camera paths.
+        start: name of the first stage to run again.
+        json_file: write the figures here.
+    """
+    from afield.artifacts import write_json
+    from afield.benchmark.distill_bench import DistillBenchConfig, markdown, run
+
+    result = run(DistillBenchConfig(tasks, names, out, seed, start))
+    _say(markdown(result))
+    if json_file is not None:
+        write_json(json_file, result)
+
+
 @bench_app.command(name="field")
 def bench_field(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None) -> None:
     """Time one step of the attention field against the naive evaluation of Eq. 3 and SparseDFF's interpolation.

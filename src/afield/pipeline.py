@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from afield.capture import read_capture
 from afield.capture.folder import write_capture
 from afield.confidence import Calibration, Evidence
 from afield.demonstration import Demonstration, demonstrate
+from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.errors import AfieldError
 from afield.fusion import SceneConfig, build_scene
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
@@ -37,6 +38,7 @@ from afield.skill_pipeline import act_appendix
 from afield.skill_run import SkillRun
 from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 from afield.transfer import FULL, TransferConfig, transfer_grasp
+from afield.view.distill_page import write_distill_page
 
 logger = logging.getLogger(__name__)
 
@@ -344,3 +346,24 @@ def view_run(folder: Path) -> Path:
     test = GraspTest.load(folder / SIMULATION_NAME)
     frames = film(world_of_run(run), run.hand, run.grasp.beta, test)
     return write_run_report(folder, run, test.to_json(), frames=frames, appendix=more)
+
+def distill_from_files(
+    video: Path, narration: str, out: Path, *, start: str | None = None, stop: str = "fit", **settings: Any
+) -> tuple[Distilled, Path]:
+    """Distil a video and write the page that shows every stage.
+
+    Args:
+        video: a file or a folder of frames.
+        narration: what is done in it.
+        out: folder for the stages' results and `report.html`.
+        start: name of the first stage to run again.
+        stop: "views" ends before the fit.
+        settings: of `DistillConfig`.
+
+    Returns:
+        What was found, and the page.
+    """
+    found = distill_video(video, narration, out, DistillConfig(**settings), start=start, stop=stop)
+    page = Path(out) / "report.html"
+    write_distill_page(found, page)
+    return found, page

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from tqdm import tqdm
 
 from afield.errors import AfieldError
 from afield.observation import Observation, View
@@ -230,3 +231,106 @@ def _largest_piece(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     if count < 2:
         return np.zeros_like(mask)
     return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+
+
+BAND = 3
+"""GrabCut decides anew within so many pixels of where the flow has carried a mask's border."""
+PROPAGATION_SIZE = 320
+"""Frames are reduced to so many pixels on the longer side while a mask is carried through them."""
+
+
+def propagate_mask(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    mask: Bool[np.ndarray, "h w"],
+    start: int,
+    hidden: Bool[np.ndarray, "t h w"],
+    *,
+    progress: bool = True,
+) -> Bool[np.ndarray, "t h w"]:
+    """Carry the mask of one frame through the video by dense flow, and let GrabCut redraw its border in every frame.
+
+    Args:
+        frames: RGB.
+        mask: of the object in frame `start`.
+        start: the frame that the mask belongs to.
+        hidden: what stands in front of the object, hands above all; the object goes on behind it unseen.
+        progress: show a progress bar.
+
+    Returns:
+        Where the object is seen in every frame.
+    """
+    height, width = mask.shape
+    scale = min(1.0, PROPAGATION_SIZE / max(height, width))
+    if scale < 1:
+        frames = np.stack(
+            [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
+        )
+        small = frames.shape[2], frames.shape[1]
+        mask = cv2.resize(mask.astype(np.float32), small, interpolation=cv2.INTER_AREA) > 0.5
+        hidden = np.stack(
+            [cv2.resize(one.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0 for one in hidden]
+        )
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
+    masks = np.zeros(frames.shape[:3], bool)
+    masks[start] = mask & ~hidden[start]
+    bar = tqdm(total=len(frames) - 1, desc="masks", unit="frame", disable=not progress, leave=False)
+    for order in (range(start + 1, len(frames)), range(start - 1, -1, -1)):
+        whole = mask
+        for index in order:
+            before = index - (1 if order.step > 0 else -1)
+            unmoved = np.zeros((*mask.shape, 2), np.float32)
+            back = _around_hidden(flow.calc(gray[index], gray[before], unmoved), hidden[index] | hidden[before])
+            rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
+            carried = cv2.remap(
+                whole.astype(np.float32),
+                columns + back[..., 0],
+                rows + back[..., 1],
+                cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+            whole = _redraw(frames[index], carried > 0.5, hidden[index])
+            masks[index] = whole & ~hidden[index]
+            bar.update()
+    bar.close()
+    if scale < 1:
+        return np.stack([cv2.resize(one.astype(np.float32), (width, height)) > 0.5 for one in masks])
+    return masks
+
+
+def _around_hidden(flow: Float[np.ndarray, "h w 2"], hidden: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 2"]:
+    """Behind a hand the object moves as it does beside it, not as the hand does."""
+    if not hidden.any():
+        return flow
+    known = (cv2.dilate(hidden.astype(np.uint8), np.ones((7, 7), np.uint8)) == 0).astype(np.float32)
+    size = (0, 0)
+    weight = cv2.GaussianBlur(known, size, 25)
+    smooth = cv2.GaussianBlur(flow * known[..., None], size, 25) / np.maximum(weight, 1e-6)[..., None]
+    return np.where(known[..., None] > 0, flow, smooth).astype(np.float32)
+
+
+def _redraw(
+    color: UInt8[np.ndarray, "h w 3"], carried: Bool[np.ndarray, "h w"], hidden: Bool[np.ndarray, "h w"]
+) -> Bool[np.ndarray, "h w"]:
+    """The carried mask with a border that follows the picture; behind what hides it the border stays as carried."""
+    kernel = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
+    inner, outer = cv2.erode(carried.astype(np.uint8), kernel), cv2.dilate(carried.astype(np.uint8), kernel)
+    rows, columns = np.nonzero(outer)
+    if len(rows) < 64 or inner.sum() < 32:
+        return carried
+    margin = 8
+    part = (
+        slice(max(0, rows.min() - margin), rows.max() + margin),
+        slice(max(0, columns.min() - margin), columns.max() + margin),
+    )
+    labels = np.where(carried[part], cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    labels[outer[part] == 0], labels[inner[part] > 0] = cv2.GC_BGD, cv2.GC_FGD
+    if (labels == cv2.GC_BGD).sum() < 32:
+        return carried
+    cv2.setRNGSeed(0)
+    models = (np.zeros((1, 65)), np.zeros((1, 65)))
+    cv2.grabCut(np.ascontiguousarray(color[part][..., ::-1]), labels, (0, 0, 1, 1), *models, 1, cv2.GC_INIT_WITH_MASK)
+    found = carried.copy()
+    decided = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
+    found[part] = np.where(hidden[part], carried[part], decided)
+    return found

@@ -1,0 +1,233 @@
+"""`afield bench distill`: how far each stage of the distillation is from the truth, on rendered videos of a human hand."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
+from torch import Tensor
+
+from afield.artifacts import HEADER_NAME, read_json
+from afield.capture.hand_tasks import TASKS, task_by_name
+from afield.capture.hand_videos import Truth, VideoConfig, load_truth, render_video
+from afield.capture.opengl import draw_elsewhere
+from afield.distill.from_video import DistillConfig, Distilled, distill_video
+from afield.errors import AfieldError
+from afield.geometry import rotation_angle
+from afield.observation import Camera
+
+FIGURES = (
+    "camera_rotation_deg",
+    "focal_error_percent",
+    "depth_error_percent",
+    "depth_coverage",
+    "mask_iou",
+    "hand_recall",
+    "contact_frame_error",
+    "release_frame_error",
+    "contact_iou",
+    "track_error_percent",
+    "still_error_percent",
+    "up_error_deg",
+    "seconds",
+)
+"""In the order in which they are printed; what each means is in docs/distill.md."""
+
+
+@dataclass(frozen=True)
+class DistillBenchConfig:
+    """Which videos."""
+
+    tasks: int = len(TASKS)
+    """How many of the tasks, in their order."""
+    names: tuple[str, ...] = ()
+    """These tasks instead."""
+    out: Path = Path("runs/bench_distill")
+    """Work folder: videos that are there are not rendered again, and an interrupted run goes on."""
+    seed: int = 0
+    """Of instances, rooms and camera paths."""
+    start: str | None = None
+    """Run the stages from this one on again."""
+
+
+def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> dict[str, Any]:
+    """Distil every video with a box around the object as the only help, and compare each stage with the truth.
+
+    Returns:
+        `videos`: per task the figures, or `error`, the sentence with which a stage stopped; `median` of each figure over all
+        videos, in which one that stopped counts as the worst; `stopped`: how many did.
+    """
+    config = config or DistillBenchConfig()
+    names = config.names or tuple(TASKS)[: config.tasks]
+    if not names:
+        raise AfieldError(f"--tasks must be between 1 and {len(TASKS)}, not {config.tasks}.")
+    videos = {}
+    for name in names:
+        folder = config.out / f"{name}_{config.seed}"
+        if not (folder / "video" / HEADER_NAME).is_file():
+            draw_elsewhere(render_video, folder / "video", VideoConfig(task=name, seed=config.seed), progress=progress)
+        videos[name] = _one(folder, name, config, progress)
+    median = {figure: _median([video.get(figure) for video in videos.values()], figure) for figure in FIGURES}
+    stopped = sum("error" in video for video in videos.values())
+    return {"videos": videos, "median": median, "stopped": stopped, "seed": config.seed}
+
+
+def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) -> dict[str, Any]:
+    truth = load_truth(folder / "video" / "truth")
+    begin = time.process_time()
+    narration = read_json(folder / "video" / HEADER_NAME)["narration"]
+    # A user draws the box in the frame that the hands leave free; all of the first frames are alike in that.
+    video = folder / "video" / "video.mp4"
+    settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=config.seed)
+    try:
+        found = distill_video(
+            video,
+            narration,
+            folder / "run",
+            settings,
+            start=config.start,
+            stop="views",
+            progress=progress,
+        )
+    except AfieldError as error:
+        return {"error": str(error)}
+    diagonal = float(np.linalg.norm(task_by_name(name, config.seed).thing.size))
+    return {**compare(found, truth, diagonal), "seconds": round(time.process_time() - begin, 1)}
+
+
+def truth_reference(folder: Path) -> int:
+    """A frame shortly before the hand comes, in which the box is drawn."""
+    return int(read_json(folder / "video" / HEADER_NAME)["config"]["free"]) - 1
+
+
+def object_box(truth: Truth, frame: int, margin: int = 5) -> tuple[int, int, int, int]:
+    """What a person would draw around the object: a little larger than it."""
+    rows, columns = np.nonzero(truth.mask(frame))
+    return int(columns.min()) - margin, int(rows.min()) - margin, int(columns.max()) + margin, int(rows.max()) + margin
+
+
+def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]:
+    """All figures of one video; lengths are compared after the one scale that a video cannot tell was taken from the depth."""
+    reference = found.contact.free_frame
+    true_depth, mask = truth.depth(reference), truth.mask(reference)
+    depth = found.depth.reference(found.video.size)
+    small = found.depth.depth[-1]
+    known = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
+    inside = mask & known
+    figures: dict[str, float] = {
+        **compare_cameras(found, truth, reference),
+        "depth_error_percent": 100 * float(np.mean(np.abs(depth * scale - true_depth)[inside] / true_depth[inside])),
+        "depth_coverage": float(inside.sum() / mask.sum()),
+        "mask_iou": float(np.mean([_iou(found.masks.masks[i], truth.mask(i)) for i in range(len(truth.cameras))])),
+        "hand_recall": hand_recall(found, truth),
+        "contact_frame_error": float(abs(found.contact.contact_frame - truth.contact_frame)),
+        "release_frame_error": float(abs(found.contact.release_frame - truth.release_frame)),
+        "contact_iou": _iou(found.contact.region, true_contact(truth, reference)),
+        **compare_tracks(found, truth, scale, diagonal),
+    }
+    return {name: round(value, 3) for name, value in figures.items()}
+
+
+def compare_cameras(found: Distilled, truth: Truth, reference: int) -> dict[str, float]:
+    """Rotation relative to the reference frame, focal length, and where up is."""
+    poses, true = found.cameras.T_world_camera, torch.stack([camera.T_world_camera for camera in truth.cameras])
+    own, real = poses[reference, :3, :3], true[reference, :3, :3]
+    angle = rotation_angle(own.T @ poses[:, :3, :3], real.T @ true[:, :3, :3])
+    up = torch.dot(own[2], real[2]).clamp(-1, 1).arccos()
+    focal = truth.cameras[0].fx
+    return {
+        "camera_rotation_deg": float(torch.rad2deg(angle).median()),
+        "focal_error_percent": 100 * abs(found.cameras.focal - focal) / focal,
+        "up_error_deg": float(torch.rad2deg(up)),
+    }
+
+
+def true_contact(truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
+    """The contact region, which the truth holds for the first frame, as another frame sees it before anything has moved."""
+    first = _points(truth.cameras[0], truth.depth(0), truth.contact)
+    mask = truth.mask(frame)
+    here = _points(truth.cameras[frame], truth.depth(frame), mask)
+    region = np.zeros_like(mask)
+    region[mask] = KDTree(first.numpy()).query(here.numpy())[0] < 0.004
+    return region
+
+
+def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float) -> dict[str, float]:
+    """Mean distance between the points of the flow and the truth about the same surface points, in per cent of the diagonal."""
+    tracks, reference = found.tracks, found.contact.free_frame
+    flow = found.labels.flow
+    assert flow is not None, "the stages always make one"
+    pixels = torch.from_numpy(tracks.pixels[reference]).float()
+    column, row = pixels.round().long().T.numpy()
+    camera = truth.cameras[reference]
+    start = camera.backproject(pixels, torch.from_numpy(truth.depth(reference)[row, column]))
+    place = truth.cameras[0].project(start)[0].round().long().numpy()
+    height, width = truth.moving.shape
+    moves = truth.moving[place[:, 1].clip(0, height - 1), place[:, 0].clip(0, width - 1)]
+    object_pixel = truth.mask(reference)[row, column]
+    rest_before = truth.motion[reference]
+    errors = []
+    times = np.linspace(found.contact.contact_frame, found.contact.release_frame, flow.displacement.shape[1] + 1)[1:]
+    for step, moment in enumerate(times):
+        low = int(np.floor(moment))
+        share = moment - low
+        high = min(low + 1, len(truth.cameras) - 1)
+        real = sum(
+            weight * _moved(start, truth.motion[index] @ torch.linalg.inv(rest_before))
+            for weight, index in ((1 - share, low), (share, high))
+        )
+        real = torch.where(torch.from_numpy(moves)[:, None], real, start)
+        own = _in_camera(found.cameras.camera(reference), flow.start + flow.displacement[:, step]) * scale
+        errors.append((own - _in_camera(camera, real)).norm(dim=-1))
+    error, rests = torch.stack(errors).mean(dim=0).numpy(), ~moves & object_pixel
+    return {
+        "track_error_percent": 100 * float(error[moves & object_pixel].mean()) / diagonal,
+        "still_error_percent": 100 * float(error[rests].mean()) / diagonal if rests.any() else 0.0,
+    }
+
+
+def hand_recall(found: Distilled, truth: Truth) -> float:
+    """Share of the frames with at least 1% of hand or sleeve in which the hand was found."""
+    there = np.array([truth.hand(i).mean() > 0.01 for i in range(len(truth.cameras))])
+    return float((found.hands.state[there] == 2).mean())
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The figures as a table, a video a line."""
+    lines = ["| task | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
+    for name, video in (*result["videos"].items(), ("median", result["median"])):
+        cells = [video["error"]] if "error" in video else [f"{video[figure]:g}" for figure in FIGURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _median(values: list[float | None], figure: str) -> float:
+    """The median, in which a missing value is the worst one."""
+    worst = 0.0 if figure.endswith(("iou", "recall", "coverage")) else 1e9
+    return round(float(np.median([worst if value is None else value for value in values])), 3)
+
+
+def _iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def _points(camera: Camera, depth: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "n 3"]:
+    rows, columns = np.nonzero(mask)
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    return camera.backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
+
+
+def _moved(points: Float[Tensor, "n 3"], motion: Float[Tensor, "4 4"]) -> Float[Tensor, "n 3"]:
+    return points @ motion[:3, :3].T + motion[:3, 3]
+
+
+def _in_camera(camera: Camera, points: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    return (points - camera.position) @ camera.T_world_camera[:3, :3]

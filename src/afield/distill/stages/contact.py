@@ -1,0 +1,260 @@
+"""Sixth stage: when the hand first touches and lets go, and where, as seen in the frame before it came."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from scipy.spatial import KDTree
+
+from afield.artifacts import load_artifact, save_artifact
+from afield.distill.stages.hands import HandTrack
+from afield.distill.stages.tracks import ObjectTracks
+from afield.errors import AfieldError
+from afield.perception.cameras import CameraPath
+
+STARTED = 1.0
+"""The part moves once its points have left their places by so many pixels more than before."""
+RESTS = 0.04
+"""A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
+QUIET = 4
+"""Frames before the motion in which the hand is looked for at rest."""
+JITTER = 1.8
+"""Pixels a frame that landmarks of a resting hand may jump."""
+REACH = 0.018
+"""Metres: what of the object lies within a finger's width of a finger is touched."""
+FINGER_RADIUS = 0.007
+"""Metres."""
+PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
+"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
+FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
+"""Landmarks of the two outer bones of each finger, thumb first."""
+
+
+@dataclass(frozen=True)
+class Contact:
+    """When and where."""
+
+    free_frame: int
+    """The last frame before the hand comes, to which `region` belongs."""
+    contact_frame: int
+    motion_frame: int
+    """In which the part has begun to move."""
+    release_frame: int
+    region: Bool[np.ndarray, "h w"]
+
+    def save(self, folder: Path) -> None:
+        """Write it."""
+        names = ("free_frame", "contact_frame", "motion_frame", "release_frame")
+        header = {name: getattr(self, name) for name in names}
+        save_artifact(folder, "video-contact", {"region": torch.from_numpy(self.region)}, header)
+
+    @classmethod
+    def load(cls, folder: Path) -> Contact:
+        """Read what `save` has written."""
+        names = ("free_frame", "contact_frame", "motion_frame", "release_frame")
+        tensors, header = load_artifact(folder, "video-contact", ("region",), names)
+        return cls(*(int(header[name]) for name in names), region=tensors["region"].numpy())
+
+
+def find_contact(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+) -> Contact:
+    """The frames of first contact and release, and the region that is touched.
+
+    The part's motion says when contact must have been made; going back from there, contact begins where the hand came to rest
+    on the object. Release is where the hand leaves the part again.
+
+    Args:
+        path: cameras.
+        hands: the acting hand.
+        tracks: points of the object and the motion of its part.
+        mask: the object in the reference frame of the tracks.
+        depth: of that frame.
+
+    Raises:
+        AfieldError: the part never begins to move, or no hand is near it when it does.
+    """
+    reference = tracks.reference
+    onset = motion_onset(path, tracks)
+    if hands.state[onset] == 0:
+        near = np.flatnonzero(hands.state > 0)
+        raise AfieldError(
+            f"Stage contact: the object begins to move in frame {onset}, but a hand is seen in frames {near.min()} to "
+            f"{near.max()} only; give masks with --hand-masks."
+        )
+    slow = hand_speed(path, hands, tracks, onset)
+    approach = slow[reference : onset + 1]
+    fastest = float(approach[np.isfinite(approach)].max(initial=0.0))
+    limit = max(JITTER, RESTS * fastest)
+    # When the part begins to move the hand's place upon it may be noisy, so the quietest frame just before is the starting point.
+    contact = max(reference + 1, onset - QUIET) + int(np.argmin(slow[max(reference + 1, onset - QUIET) : onset + 1]))
+    while contact > reference + 1 and slow[contact] < limit:
+        contact -= 1
+    release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
+    region = touched(path, hands, tracks, mask, depth, contact)
+    return Contact(reference, contact, onset, release, region)
+
+
+def motion_onset(path: CameraPath, tracks: ObjectTracks) -> int:
+    """The first of three frames in which the moving points have left their places.
+
+    Raises:
+        AfieldError: they never do.
+    """
+    off = _distance_from_rest(path, tracks)
+    before = np.nanmedian(off[max(0, tracks.reference - 10) : tracks.reference + 1])
+    moved = off > before + STARTED
+    for frame in range(tracks.reference + 1, len(off) - 2):
+        if moved[frame : frame + 3].all():
+            return frame
+    raise AfieldError(
+        "Stage contact: the object does not begin to move in the video; check the box or the object masks."
+    )
+
+
+def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndarray, "t"]:
+    """Median distance in pixels of the moving points from where they would be seen had nothing moved."""
+    off = np.zeros(len(tracks.pixels))
+    for frame in range(len(off)):
+        here = tracks.seen[frame] & tracks.moving
+        if here.sum() < 4:
+            off[frame] = off[frame - 1] if frame else 0.0
+            continue
+        found = path.camera(frame).project(torch.from_numpy(tracks.points[here]).float())[0].numpy()
+        off[frame] = np.median(np.linalg.norm(found - tracks.pixels[frame, here], axis=1))
+    return off
+
+
+def hand_speed(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> Float[np.ndarray, "t"]:
+    """Pixels a frame that the fingertips move relative to the part they will touch; infinite where there is no hand."""
+    place = np.full((len(path), 2), np.nan)
+    spot = _spot(path, hands, tracks, onset)
+    for frame in np.flatnonzero(hands.state > 0):
+        moved = tracks.motion[frame, :3, :3] @ spot + tracks.motion[frame, :3, 3]
+        seen = path.camera(int(frame)).project(torch.from_numpy(moved[None]).float())[0][0].numpy()
+        place[frame] = np.median(hands.landmarks[frame, 1:], axis=0) - seen
+    speed = np.full(len(path), np.inf)
+    speed[1:] = np.linalg.norm(np.diff(place, axis=0), axis=1)
+    speed[np.isnan(speed)] = np.inf
+    speed[hands.state == 1] = np.inf  # a guessed hand says nothing about its speed
+    smooth = speed.copy()
+    for frame in range(1, len(speed) - 1):
+        smooth[frame] = np.median(speed[frame - 1 : frame + 2])
+    if not np.isfinite(smooth[max(0, onset - 3) : onset + 1]).any():
+        smooth[max(0, onset - 3) : onset + 1] = (
+            0.0  # nothing is known; people move things about a fifth of a second after touching
+        )
+    return smooth
+
+
+def _spot(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, frame: int) -> Float[np.ndarray, "3"]:
+    """The moving point that the fingertips are nearest to in a frame, before the motion, in the world."""
+    points = tracks.at(frame)[tracks.moving]
+    seen = path.camera(frame).project(torch.from_numpy(points).float())[0].numpy()
+    middle = hands.tips(frame).mean(axis=0)
+    return tracks.points[tracks.moving][np.linalg.norm(seen - middle, axis=1).argmin()].astype(float)
+
+
+def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int, speed_limit: float) -> int:
+    """The last frame of contact: once the part has come to rest, the hand stays with it until it begins to leave."""
+    still = _last_motion(tracks, hands, onset)
+    speed = hand_speed(path, hands, tracks, onset)
+    there = np.flatnonzero(hands.state > 0)
+    last = int(there[there >= onset].max())
+    for frame in range(still + 1, last):
+        if speed[frame] > speed_limit and speed[frame + 1] > speed_limit:
+            return max(frame - 1, onset + 2)
+    return max(last, min(onset + 2, len(path) - 1))
+
+
+def _last_motion(tracks: ObjectTracks, hands: HandTrack, onset: int) -> int:
+    """The last frame, while a hand is there, in which the part goes on by more than a fiftieth of its whole way."""
+    points = tracks.points[tracks.moving]
+    count = len(tracks.motion)
+    place = np.stack([points @ pose[:3, :3].T + pose[:3, 3] for pose in tracks.motion])
+    step = np.zeros(count)
+    step[1:] = np.linalg.norm(np.diff(place, axis=0), axis=-1).mean(axis=1)
+    whole = step[onset:].sum()
+    going = [frame for frame in range(onset, count) if hands.state[frame] > 0 and step[frame] > 0.02 * whole]
+    return going[-1] if going else onset
+
+
+def touched(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    contact: int,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
+
+    The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
+    thick as they are, rest on the object.
+
+    Raises:
+        AfieldError: the hand touches nothing of the object.
+    """
+    frame = int(contact if hands.state[contact] == 2 else _nearest_found(hands, contact))
+    rows, columns = np.nonzero(mask & (depth > 0))
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = path.camera(tracks.reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
+    seen, away = (value.numpy() for value in path.camera(frame).project(points))
+    # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
+    scale = pixels_per_meter(hands, frame)
+    depths = away * (path.focal / scale) / _depth_near(hands, frame, seen, away)
+    surface = np.column_stack((seen / scale, depths))
+    joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
+    bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
+    bones[:, 2] += _resting_depth(bones, surface)
+    touched = KDTree(bones).query(surface)[0] < REACH + FINGER_RADIUS
+    region = np.zeros_like(mask)
+    region[rows[touched], columns[touched]] = True
+    region = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    if region.sum() < 10:
+        raise AfieldError(
+            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
+            "--hand-masks."
+        )
+    return region
+
+
+def _depth_near(hands: HandTrack, frame: int, seen: Float[np.ndarray, "n 2"], away: Float[np.ndarray, "n"]) -> float:
+    """Depth of the object where the fingertips are, in the units of the camera path: as far away as the hand."""
+    near = KDTree(seen).query(hands.tips(frame))[1]
+    return float(np.median(away[near]))
+
+
+def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "n 3"]) -> float:
+    """By how much the bones can go away from the camera until one of them rests on the surface, in metres."""
+    far, nearest = KDTree(surface[:, :2]).query(bones[:, :2])
+    over = far < 2 * FINGER_RADIUS
+    if not over.any():
+        return float(np.median(surface[:, 2]) - np.median(bones[:, 2]))
+    room = surface[np.asarray(nearest)[over], 2] - FINGER_RADIUS - bones[over, 2]
+    return float(np.quantile(room, 0.1))
+
+
+def pixels_per_meter(hands: HandTrack, frame: int) -> float:
+    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
+    near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
+    found = [
+        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
+        for f in near
+        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
+    ]
+    return float(np.quantile(found, 0.9)) if found else 1.0
+
+
+def _nearest_found(hands: HandTrack, frame: int) -> int:
+    known = np.flatnonzero(hands.state == 2)
+    return int(known[np.abs(known - frame).argmin()])

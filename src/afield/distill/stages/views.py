@@ -1,0 +1,98 @@
+"""Seventh stage: the posed pictures and labels that an affordance function is fitted to."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+
+from afield.distill.labels import Flow
+from afield.distill.stages.contact import Contact
+from afield.distill.stages.depth import DepthMaps, small_camera
+from afield.distill.stages.tracks import ObjectTracks
+from afield.errors import AfieldError
+from afield.observation import Observation, View
+from afield.perception.cameras import CameraPath
+from afield.perception.video import Video
+
+
+def posed_views(
+    video: Video, path: CameraPath, depth: DepthMaps, masks: Bool[np.ndarray, "t h w"], narration: str
+) -> Observation:
+    """The hands-free frames that have depth, as views with masks, in the size of the depth maps."""
+    height, width = depth.depth.shape[1:]
+    views = []
+    for frame, known in zip(depth.frames, depth.depth, strict=True):
+        mask = cv2.resize(masks[frame].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+        color = cv2.resize(video.frames[frame], (width, height), interpolation=cv2.INTER_AREA)
+        views.append(View(f"frame{frame:05d}", small_camera(path.camera(frame), width, height), color, known, mask))
+    extra = {"narration": narration, "metric": depth.metric, "reference": views[-1].name}
+    return Observation(tuple(views), name=video.name, extra=extra)
+
+
+def contact_in_views(observation: Observation, contact: Contact) -> tuple[Bool[np.ndarray, "_h _w"], ...]:
+    """The contact region of the reference frame, seen from all views: its points are carried over where they are visible.
+
+    Raises:
+        AfieldError: no view shows it.
+    """
+    reference = observation.views[-1]
+    height, width = reference.depth.shape
+    own = cv2.resize(contact.region.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.3
+    rows, columns = np.nonzero(own & (reference.depth > 0))
+    if len(rows) < 3:
+        raise AfieldError("Stage views: the contact region has no depth; give --depth, or film with more light.")
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = reference.camera.backproject(pixels, torch.from_numpy(reference.depth[rows, columns]).float())
+    found = []
+    for view in observation.views[:-1]:
+        seen, away = view.camera.project(points)
+        column, row = seen.round().long().T.numpy()
+        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        column, row, away = column[inside], row[inside], away.numpy()[inside]
+        there = view.depth[row, column]
+        clear = (there <= 0) | (away < 1.03 * there)
+        region = np.zeros((height, width), np.uint8)
+        region[row[clear], column[clear]] = 1
+        region = cv2.morphologyEx(region, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
+        found.append(region & (view.mask if view.mask is not None else True))
+    return (*found, own)
+
+
+def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int) -> Flow:
+    """Flow of the points from first contact to release in `horizon` equal steps, in the frame of the cameras.
+
+    Raises:
+        AfieldError: there are not enough frames between contact and release.
+    """
+    first, last = contact.contact_frame, contact.release_frame
+    if last - first < 3:
+        raise AfieldError(
+            f"Stage tracks: only {last - first} frames lie between contact ({first}) and release ({last}); film the motion "
+            "slower."
+        )
+    start = tracks.at(first)
+    steps = np.linspace(first, last, horizon + 1)[1:]
+    displacement, visible = [], []
+    for time in steps:
+        low, share = int(np.floor(time)), float(time - np.floor(time))
+        high = min(low + 1, last)
+        place = (1 - share) * tracks.at(low) + share * tracks.at(high)
+        displacement.append(place - start)
+        visible.append(tracks.seen[round(time)])
+    return Flow(
+        torch.from_numpy(start).float(),
+        torch.from_numpy(np.stack(displacement, axis=1)).float(),
+        torch.from_numpy(np.stack(visible, axis=1)).float(),
+    )
+
+
+def table_height(observation: Observation, points: Float[np.ndarray, "q 3"]) -> float | None:
+    """0 if the object stands on the plane that the cameras' frame was built on, else None.
+
+    The lowest of the object must be near it: a floor far below is no support.
+    """
+    height = np.ptp(points[:, 2])
+    low = float(np.quantile(points[:, 2], 0.02))
+    return 0.0 if abs(low) < 0.25 * max(height, 1e-6) else None
