@@ -11,7 +11,8 @@ setup: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(PIP) install --quiet --upgrade pip
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[demo,dev]'
-	$(PIP) install --quiet --no-deps cgn-pytorch  # what it pins would replace PyTorch; only its weights are read
+	# Only weights are read out of these two; what they pin would replace PyTorch and NumPy.
+	$(PIP) install --quiet --no-deps cgn-pytorch mediapipe==0.10.21
 	touch $@
 
 demo: setup

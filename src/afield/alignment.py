@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from afield.fields.volume import Volume
-from afield.geometry import rotation_about_axis
+from afield.geometry import rotation_about_axis, rotation_angle
 from afield.optimize import LevenbergMarquardtConfig, Quadratic, minimize_lm
 from afield.target import Target
 
@@ -119,7 +119,7 @@ class Weights:
     """Of the log-scale against the demonstrated size."""
     stretch: float = 0.35
     """Of the differences between the log-scales of the axes; 0 keeps them equal, as in the paper."""
-    mirror: float = 0.0
+    mirror: float = 0.5
     """Cost of being mirrored: most doors have their hinge where the demonstrated one has it."""
 
 
@@ -134,8 +134,8 @@ class AlignConfig:
     weights: Weights = field(default_factory=Weights)
     least_seen: float = 0.3
     """Hypotheses are left out for which the camera would see less than this share of the contact region."""
-    rounds: tuple[tuple[int, int, int], ...] = ((5, 150, 12), (12, 300, 5))
-    """Coarse stage: trial steps, seen points, and how many hypotheses go on."""
+    rounds: tuple[tuple[int, int, int], ...] = ((6, 150, 8), (10, 300, 6))
+    """Coarse stage: trial steps, seen points, and how many hypotheses go on, all of them different."""
     fine: int = 12
     """Trial steps of the fine stage, on all points, with the contact term."""
 
@@ -149,7 +149,9 @@ class Alignment:
     terms: dict[str, Float[Tensor, "s"]]
 
 
-def first_guesses(volume: Volume, target: Target, scale: float, config: AlignConfig) -> Similarity:
+def first_guesses(
+    volume: Volume, target: Target, scale: float, config: AlignConfig, *, metric: bool = True
+) -> Similarity:
     """Hypotheses: the camera somewhere on a circle around the object, which fills what is seen.
 
     For each, the part of the surface that would face the camera is laid onto the seen points, middle onto middle.
@@ -159,6 +161,7 @@ def first_guesses(volume: Volume, target: Target, scale: float, config: AlignCon
         target: what is seen.
         scale: metres per canonical unit of the demonstrated object.
         config: how many.
+        metric: whether the scale means anything; if not, any size is tried.
     """
     angle = torch.arange(config.views) * (2 * math.pi / config.views)
     rotation = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]).expand(config.views, 3), angle)
@@ -176,7 +179,8 @@ def first_guesses(volume: Volume, target: Target, scale: float, config: AlignCon
         facing = (volume.normals @ towards[index]) > 0.15
         middle, extent = _box(volume.surface[facing])
         own_middle, own_extent = _box(seen[index])
-        size = (extent.norm() / own_extent.norm().clamp_min(1e-6)).clamp(0.6, 1.6)
+        size = extent.norm() / own_extent.norm().clamp_min(1e-6)
+        size = size.clamp(0.6, 1.6) if metric else size
         shifts.append(middle - own_middle * size)
         sizes.append(size.log())
     return replace(start, translation=torch.stack(shifts), log_scale=start.log_scale + torch.stack(sizes)[:, None])
@@ -219,9 +223,9 @@ class Problem:
         difference = (value[..., 1 : channels - 1] - self.target.descriptors) / weights.feature
         parts.append(("feature", Quadratic.of(difference, slope[..., 1 : channels - 1, :] / weights.feature, jacobian)))
         if len(self.target.free):
-            empty, way = self.volume.look_up(state.apply(self.target.free))
-            deep = empty[..., :1].clamp_max(0.0) / weights.free
-            slope = way[..., :1, :] * (deep < 0).unsqueeze(-1) / weights.free
+            empty, way = self.volume.look_up(state.apply(self.target.free), distance_only=True)
+            deep = empty.clamp_max(0.0) / weights.free
+            slope = way * (deep < 0).unsqueeze(-1) / weights.free
             parts.append(("free", Quadratic.of(deep, slope, state.derivative(self.target.free))))
         if self.like_contact is not None and self.contact is not None:
             place, jacobian = state.apply(self.like_contact), state.derivative(self.like_contact)
@@ -267,6 +271,8 @@ def align(
     floor: float | None,
     contact: Float[Tensor, "k 3"],
     config: AlignConfig | None = None,
+    *,
+    metric: bool = True,
 ) -> Alignment:
     """Coarse on all hypotheses, fine on the best ones.
 
@@ -277,22 +283,41 @@ def align(
         floor: canonical height of what it stood on.
         contact: Q_c, canonical points.
         config: see `AlignConfig`.
+        metric: whether the demonstrated size is known; if not, it counts for nothing.
     """
     config = config or AlignConfig()
-    problem = Problem(volume, target, config.weights, scale, floor)
+    weights = config.weights if metric else replace(config.weights, scale=1e6)
+    problem = Problem(volume, target, weights, scale, floor)
     basis = None if config.weights.stretch > 0 else _equal_scales()
-    state = first_guesses(volume, target, scale, config)
+    state = first_guesses(volume, target, scale, config, metric=metric)
     for steps, points, keep in config.rounds:
         part = replace(problem, target=target.thinned(points))
         coarse = minimize_lm(part, state, LevenbergMarquardtConfig(steps), basis)
         hidden = seen_share(volume, coarse.state, contact, target.eye) < config.least_seen
         cost = coarse.quadratic.cost + 1e3 * hidden
-        state = coarse.state[cost.argsort(stable=True)[:keep]]
+        state = coarse.state[distinct(coarse.state, cost, keep)]
     problem = replace(problem, contact=contact, like_contact=like_contact(volume, target))
     fine = minimize_lm(problem, state, LevenbergMarquardtConfig(config.fine), basis)
     order = fine.quadratic.cost.argsort(stable=True)
     terms = {name: value[order] for name, value in fine.quadratic.terms.items()}
     return Alignment(fine.state[order], fine.quadratic.cost[order], terms)
+
+
+def distinct(state: Similarity, cost: Float[Tensor, "s"], keep: int) -> Int[Tensor, "k"]:
+    """The best hypotheses, no two of which have come to the same place: many starts end in one minimum.
+
+    Two are the same within 10 degrees, 10% of the canonical unit and 15% of scale, and of one handedness.
+    """
+    turned = rotation_angle(state.rotation[:, None], state.rotation[None])
+    moved = torch.cdist(state.translation, state.translation)
+    scaled = (state.log_scale[:, None] - state.log_scale[None]).abs().amax(dim=-1)
+    handed = state.sign[:, None, 0] == state.sign[None, :, 0]
+    same = (turned < math.radians(10.0)) & (moved < 0.1) & (scaled < 0.15) & handed
+    chosen: list[int] = []
+    for index in cost.argsort(stable=True).tolist():
+        if len(chosen) < keep and not any(bool(same[index, other]) for other in chosen):
+            chosen.append(index)
+    return torch.tensor(chosen)
 
 
 def seen_share(
@@ -307,7 +332,7 @@ def seen_share(
     way = functional.normalize(there - region, dim=-1)
     along = torch.linspace(0.05, 2.2, samples)
     points = region[None, :, None] + way[:, :, None] * along[:, None]
-    inside = volume.look_up(points)[0][..., 0] < -0.04
+    inside = volume.look_up(points, distance_only=True)[0][..., 0] < -0.04
     return 1.0 - inside.any(dim=-1).float().mean(dim=-1)
 
 

@@ -382,6 +382,7 @@ def distill(
         f"{'metres' if found.depth.metric else 'up to scale'}."
     )
     _say(f"Every stage on the video: {page}")
+    _say(f"Next: afield act --skill {out} --scene CAPTURE -o RUN")
 
 
 @bench_app.command(name="distill")

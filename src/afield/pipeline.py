@@ -347,6 +347,7 @@ def view_run(folder: Path) -> Path:
     frames = film(world_of_run(run), run.hand, run.grasp.beta, test)
     return write_run_report(folder, run, test.to_json(), frames=frames, appendix=more)
 
+
 def distill_from_files(
     video: Path, narration: str, out: Path, *, start: str | None = None, stop: str = "fit", **settings: Any
 ) -> tuple[Distilled, Path]:

@@ -26,6 +26,8 @@ from afield.fields.affordance import AffordanceField
 from afield.fields.affordance_grid import GridAffordance, GridConfig
 from afield.fields.affordance_neus import NeusAffordance, NeusConfig
 
+DISTILLED = Path("stages") / "fit"
+"""Where the skill lies in the folder of `afield distill`."""
 CONTACT = 0.5
 """Probability above which a surface point counts as touched."""
 CONTACT_SHARE = 0.02
@@ -66,6 +68,8 @@ class Skill:
     picture: UInt8[np.ndarray, "h w 3"] | None = None
     """The object before it was touched, RGB."""
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metric: bool = True
+    """Whether lengths are metres; an ordinary video leaves the scale open."""
 
     def contact_points(self, count: int = 8000, seed: int = 0) -> Float[Tensor, "k 3"]:
         """Q_c: canonical surface points where the object is touched."""
@@ -94,6 +98,7 @@ class Skill:
             "scale": self.scale,
             "floor": self.floor,
             "mode": self.mode,
+            "metric": self.metric,
             "extractor": self.basis.extractor,
             "provenance": dict(self.provenance),
         }
@@ -109,12 +114,14 @@ class Skill:
 
     @classmethod
     def load(cls, folder: Path) -> Skill:
-        """Read a skill.
+        """Read a skill; of the folder of `afield distill`, the one that came out.
 
         Raises:
             AfieldError: there is none, or it is damaged.
         """
         folder = Path(folder)
+        if (folder / DISTILLED / HEADER_NAME).is_file():
+            folder = folder / DISTILLED
         if not folder.is_dir():
             raise AfieldError(f"There is no skill in {folder}; make one with `afield distill` or `afield fit`.")
         required = ("center", "basis.mean", "basis.basis")
@@ -133,6 +140,7 @@ class Skill:
             mode=header.get("mode", "grasp"),
             picture=None if picture is None else np.ascontiguousarray(picture[..., ::-1]),
             provenance=header.get("provenance", {}),
+            metric=bool(header.get("metric", True)),
         )
 
 

@@ -81,7 +81,7 @@ def transfer_skill(
     if config.solver == "adam":
         alignment = align_adam(skill.field, volume, target, skill.scale, region, config.adam)
     else:
-        alignment = align(volume, target, skill.scale, skill.floor, region, config.align)
+        alignment = align(volume, target, skill.scale, skill.floor, region, config.align, metric=skill.metric)
     return carry_over(skill, target, volume, alignment, config.decode)
 
 

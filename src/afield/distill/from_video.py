@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from afield.artifacts import load_artifact, read_json, save_artifact, write_artifact_files, write_folder, write_json
 from afield.capture.folder import read_folder_capture, write_capture
-from afield.distill.fit import FitConfig, Fitted, fit_affordance
+from afield.distill.fit import FitConfig, fit_affordance
 from afield.distill.labels import Flow, Labels, describe_views
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
 from afield.distill.stages.contact import Contact, find_contact
@@ -38,12 +38,15 @@ from afield.perception.hands import hand_detector_by_name
 from afield.perception.masks import Box
 from afield.perception.tracks import tracker_by_name
 from afield.perception.video import PICTURES, Video, read_video
+from afield.skills import DescriptorBasis, Skill
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
+PUSHING = ("close", "shut", "push", "press")
+"""Narrations that begin so are done with closed fingers."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +98,7 @@ class Distilled:
     contact: Contact
     observation: Observation
     labels: Labels
-    fitted: Fitted | None
+    skill: Skill | None
     """None if the run ended before the fit."""
 
 
@@ -154,18 +157,27 @@ def distill_video(
     contact = run.stage(
         "contact", Contact.load, Contact.save, lambda: find_contact(cameras, hands, tracks, mask, known)
     )
-    observation, labels = run.stage(
+    observation, labels, basis = run.stage(
         "views",
         load_labels,
         save_labels,
         lambda: _views(video, cameras, depth, masks, tracks, contact, narration, config, progress),
     )
-    fitted = None
+    skill = None
     if stop == "fit":
-        fitted = run.stage(
-            "fit", load_fitted, save_fitted, lambda: fit_affordance(observation, labels, config.fit, progress=progress)
+        checkpoint = Path(out) / "stages" / ".fit"
+        skill = run.stage(
+            "fit",
+            Skill.load,
+            Skill.save,
+            lambda: make_skill(
+                *(observation, labels, basis, narration, config),
+                metric=depth.metric,
+                checkpoint=checkpoint,
+                progress=progress,
+            ),
         )
-    return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, fitted)
+    return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, skill)
 
 
 class Runner:
@@ -294,14 +306,16 @@ def _views(
     narration: str,
     config: DistillConfig,
     progress: bool,
-) -> tuple[Observation, Labels]:
+) -> tuple[Observation, Labels, DescriptorBasis]:
     observation = posed_views(video, cameras, depth, masks.masks, narration)
     regions = contact_in_views(observation, contact)
-    descriptors = None
+    descriptors, basis = None, DescriptorBasis("none", torch.zeros(1), torch.zeros(1, config.fit.grid.channels))
     if config.extractor is not None:
-        descriptors, _, _ = describe_views(observation, extractor_by_name(config.extractor), progress=progress)
+        extractor = extractor_by_name(config.extractor)
+        descriptors, mean, axes = describe_views(observation, extractor, progress=progress)
+        basis = DescriptorBasis(config.extractor, mean, axes)
     flow = object_flow(tracks, contact, config.horizon)
-    return observation, Labels(regions, descriptors, table_height(observation, tracks.points), flow)
+    return observation, Labels(regions, descriptors, table_height(observation, tracks.points), flow), basis
 
 
 def read_masks(folder: Path, video: Video) -> Bool[np.ndarray, "t h w"]:
@@ -360,56 +374,76 @@ def _load_depth(folder: Path) -> tuple[DepthMaps, CameraPath]:
     return maps, path
 
 
-def save_labels(result: tuple[Observation, Labels], folder: Path) -> None:
-    """Write an observation (as a capture, in `capture`) and its labels."""
-    observation, labels = result
+def save_labels(result: tuple[Observation, Labels, DescriptorBasis], folder: Path) -> None:
+    """Write an observation (as a capture, in `capture`), its labels, and how it is described."""
+    observation, labels, basis = result
     assert labels.flow is not None, "a video shows a motion"
     tensors = {
         "contact": torch.from_numpy(np.stack([mask for mask in labels.contact if mask is not None])),
         "start": labels.flow.start,
         "displacement": labels.flow.displacement,
         "visible": labels.flow.visible,
+        "basis.mean": basis.mean,
+        "basis.basis": basis.basis,
     }
+    header = {"floor": labels.floor, "flow": "from contact to release", "extractor": basis.extractor}
     if labels.descriptors is not None:
         tensors["descriptors"] = labels.descriptors
 
     def fill(temporary: Path) -> None:
-        write_artifact_files(
-            temporary, "video-labels", tensors, {"floor": labels.floor, "flow": "from contact to release"}
-        )
+        write_artifact_files(temporary, "video-labels", tensors, header)
         write_capture(observation, temporary / "capture", jpeg_quality=None)
 
     write_folder(folder, fill)
 
 
-def load_labels(folder: Path) -> tuple[Observation, Labels]:
+def load_labels(folder: Path) -> tuple[Observation, Labels, DescriptorBasis]:
     """Read what `save_labels` has written."""
-    tensors, header = load_artifact(folder, "video-labels", ("contact", "start", "displacement", "visible"), ("floor",))
+    names = ("contact", "start", "displacement", "visible", "basis.mean", "basis.basis")
+    tensors, header = load_artifact(folder, "video-labels", names, ("floor", "extractor"))
     flow = Flow(tensors["start"], tensors["displacement"], tensors["visible"])
     contact = tuple(mask.numpy() for mask in tensors["contact"])
-    return read_folder_capture(folder / "capture"), Labels(contact, tensors.get("descriptors"), header["floor"], flow)
+    basis = DescriptorBasis(header["extractor"], tensors["basis.mean"], tensors["basis.basis"])
+    labels = Labels(contact, tensors.get("descriptors"), header["floor"], flow)
+    return read_folder_capture(folder / "capture"), labels, basis
 
 
-def save_fitted(fitted: Fitted, folder: Path) -> None:
-    """Write an affordance function of the grid backend and its frame."""
-    tensors = {f"field.{name}": value for name, value in fitted.field.state_dict().items()}
-    tensors |= {"center": fitted.center, "sharpness": fitted.field.sharpness}
-    save_artifact(
-        folder,
-        "affordance",
-        tensors,
-        {"scale": fitted.scale, "summary": fitted.summary, "config": asdict(fitted.field.config)},
+def make_skill(
+    observation: Observation,
+    labels: Labels,
+    basis: DescriptorBasis,
+    narration: str,
+    config: DistillConfig,
+    *,
+    metric: bool,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Skill:
+    """Fit the affordance function and put it into a frame with its words.
+
+    Args:
+        observation: posed views.
+        labels: contact, descriptors, flow.
+        basis: of the descriptors.
+        narration: what is done.
+        config: of the fit.
+        metric: whether lengths are metres.
+        checkpoint: folder from which a killed fit goes on.
+        progress: show progress bars.
+    """
+    fitted = fit_affordance(observation, labels, config.fit, checkpoint=checkpoint, progress=progress)
+    floor = None if labels.floor is None else float((labels.floor - fitted.center[2]) / fitted.scale)
+    verb = narration.strip().lower().split()[0]
+    return Skill(
+        "_".join(narration.strip().lower().split()),
+        narration,
+        fitted.field,
+        fitted.center,
+        fitted.scale,
+        basis,
+        floor,
+        "push" if verb in PUSHING else "grasp",
+        observation.views[0].color,
+        {"fit": fitted.summary, "from": "video"},
+        metric,
     )
-
-
-def load_fitted(folder: Path) -> Fitted:
-    """Read what `save_fitted` has written."""
-    from afield.fields.affordance_grid import GridAffordance, GridConfig
-
-    tensors, header = load_artifact(folder, "affordance", ("center",), ("scale", "config", "summary"))
-    field_ = GridAffordance(GridConfig(**header["config"]))
-    state = {name.removeprefix("field."): value for name, value in tensors.items() if name.startswith("field.")}
-    field_.distance = torch.nn.Parameter(state["distance"].clone())
-    field_.load_state_dict(state)
-    field_.sharpness = tensors["sharpness"]
-    return Fitted(field_.requires_grad_(False), tensors["center"], float(header["scale"]), header["summary"])

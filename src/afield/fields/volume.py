@@ -55,16 +55,24 @@ class Volume:
         values = torch.cat((distance[:, None], descriptors[nearest], contact[nearest][:, None]), dim=-1)
         return cls(values.reshape(size, size, size, -1), surface, normals, descriptors, contact)
 
-    def look_up(self, points: Float[Tensor, "*b 3"]) -> tuple[Float[Tensor, "*b c"], Float[Tensor, "*b c 3"]]:
-        """Trilinear interpolation and its derivatives; outside the grid the way to it is added to the distance."""
-        size = self.grid.shape[0]
+    def look_up(
+        self, points: Float[Tensor, "*b 3"], *, distance_only: bool = False
+    ) -> tuple[Float[Tensor, "*b c"], Float[Tensor, "*b c 3"]]:
+        """Trilinear interpolation and its derivatives; outside the grid the way to it is added to the distance.
+
+        Args:
+            points: canonical.
+            distance_only: look up channel 0 only.
+        """
+        grid = self.grid[..., :1] if distance_only else self.grid
+        size = grid.shape[0]
         inside = points.clamp(-REACH, REACH)
         beyond = points - inside
         away = beyond.norm(dim=-1)
         place = (inside + REACH) / (2 * REACH) * (size - 1)
         cell = place.floor().long().clamp(0, size - 2)
         share = (place - cell).unsqueeze(-1)
-        flat = self.grid.reshape(size**3, -1)
+        flat = grid.reshape(size**3, -1)
         first = (cell[..., 2] * size + cell[..., 1]) * size + cell[..., 0]
         u, v, w = share.unbind(dim=-2)
 

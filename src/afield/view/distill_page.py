@@ -95,9 +95,9 @@ def write_distill_page(found: Distilled, path: Path) -> None:
             ),
         ),
     ]
-    if found.fitted is not None:
+    if found.skill is not None:
         summary = ", ".join(
-            f"{key} {value}" for key, value in found.fitted.summary.items() if not isinstance(value, dict)
+            f"{key} {value}" for key, value in found.skill.provenance["fit"].items() if not isinstance(value, dict)
         )
         parts.append(_section("Fit", html.escape(summary), ""))
     narration = html.escape(str(found.observation.extra.get("narration", "")))
