@@ -78,7 +78,17 @@ def test_the_gradient_of_the_energy_is_that_of_finite_differences(volume: Volume
     state = first_guesses(volume, target, 0.2, AlignConfig(views=6))
     state = state.retract(0.03 * torch.randn(len(state), 9, generator=torch.Generator().manual_seed(0)))
     quadratic = problem(state)
-    assert set(quadratic.terms) == {"surface", "feature", "free", "contact", "tilt", "floor", "scale", "stretch", "mirror"}
+    assert set(quadratic.terms) == {
+        "surface",
+        "feature",
+        "free",
+        "contact",
+        "tilt",
+        "floor",
+        "scale",
+        "stretch",
+        "mirror",
+    }
     for index in range(9):
         step = torch.zeros(len(state), 9)
         step[:, index] = 2e-3

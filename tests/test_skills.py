@@ -66,7 +66,7 @@ def test_contact_points_are_the_probable_ones_or_the_best_fiftieth(tmp_path: Pat
     assert len(skill.contact_points(1000)) == 20  # nothing is probable yet: contact starts at sigmoid(-3)
     with torch.no_grad():
         assert isinstance(skill.field, GridAffordance)
-        skill.field.looks[3, :, :, 6:] = 9.0  # the +x side
+        skill.field.looks[3, :, :, 5:] = 9.0  # the +x side
     points = skill.contact_points(1000)
     assert len(points) > 20
     assert float(points[:, 0].min()) > 0.2

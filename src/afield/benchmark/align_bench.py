@@ -347,6 +347,7 @@ def true_flow(placed: Placed, pictures: Photographs, count: int, horizon: int = 
     generator = torch.Generator().manual_seed(seed)
     points, moves = [], []
     for view, part in zip(pictures.observation.views, pictures.moving, strict=True):
+        assert view.mask is not None, "photographs have masks"
         rows, columns = np.nonzero(view.mask & (view.depth > 0))
         pixels = torch.from_numpy(np.stack((columns, rows), axis=1)).float()
         points.append(view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]).float()))

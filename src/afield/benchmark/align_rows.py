@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import cast
 
 import roma
 import torch
@@ -56,8 +57,8 @@ def by_features(skill: Skill, volume: Volume, target: Target) -> Alignment:
 def _register(
     source: Float[Tensor, "b n 3"], goal: Float[Tensor, "b n 3"]
 ) -> tuple[Float[Tensor, "b 3 3"], Float[Tensor, "b 3"], Float[Tensor, "b"]]:
-    rotation, shift, scale = roma.rigid_points_registration(source, goal, compute_scaling=True)
-    return rotation, shift, scale
+    found = roma.rigid_points_registration(source, goal, compute_scaling=True)
+    return cast("tuple[Tensor, Tensor, Tensor]", found)
 
 
 def by_prior(skill: Skill, volume: Volume, target: Target) -> Alignment:

@@ -103,7 +103,7 @@ class Furniture:
     @classmethod
     def random(cls, kind: str, seed: int = 0) -> Furniture:
         """An instance whose proportions, colours, handle and hinge are drawn; a robot on the table can reach all of it."""
-        known = next((name for name in _SIZES if name == kind), None)
+        known: Kind | None = next((name for name in _SIZES if name == kind), None)
         if known is None:
             raise AfieldError(f"There is no furniture of kind '{kind}'; choose {', '.join(_SIZES)}.")
         generator = np.random.default_rng([seed, list(_SIZES).index(known)])

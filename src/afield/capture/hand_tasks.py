@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from afield.capture.furniture import Corner, Furniture, handle_box
+from afield.capture.furniture import Furniture, handle_box
+from afield.capture.furniture_model import Corner
 from afield.capture.household import FurnitureThing, Laptop, Thing, Vessel
 from afield.capture.human_hand import CUP, GRIP, PUSH, HandShape, bend_hand
 from afield.errors import AfieldError

@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from afield.capture.furniture import BODY, PART, Corner, Furniture, add_furniture, joint_motion
+from afield.capture.furniture import BODY, PART, Furniture, add_furniture, joint_motion
+from afield.capture.furniture_model import Corner
 from afield.capture.objects import TABLE_GROUP
 
 MOVING = f"{BODY}_{PART}"

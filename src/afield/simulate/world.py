@@ -150,13 +150,13 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, 
     return World(tuple(o for o in objects if o is not None), height, f"object{target}", "observed", stands)
 
 
-def _lies_on(points: Float[np.ndarray, "n 3"], others: Sequence[Float[np.ndarray, "m 3"]]) -> bool:
+def _lies_on(points: Float[np.ndarray, "n 3"], others: Sequence[Float[np.ndarray, "_ 3"]]) -> bool:
     """Whether points of other things were seen below an object, which then carry it."""
     if not others:
         return False
     below = np.concatenate(others)
     apart, nearest = KDTree(points[:, :2]).query(below[:, :2])
-    return int(((apart < BENEATH) & (below[:, 2] < points[nearest, 2])).sum()) >= CARRYING
+    return bool(((apart < BENEATH) & (below[:, 2] < points[nearest, 2])).sum() >= CARRYING)
 
 
 def _support(thing: WorldObject, height: float) -> Stand | None:

@@ -211,7 +211,7 @@ def _layout(traces: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _css(color: Sequence[float]) -> str:
+def _css(color: Sequence[float | int]) -> str:
     return f"rgb({','.join(str(round(c)) for c in color)})"
 
 
