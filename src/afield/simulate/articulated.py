@@ -65,7 +65,7 @@ class ExecutionTest:
         content = asdict(self)
         for name in ("joint", "frames"):
             content.pop(name)
-        return content
+        return {**content, "base": list(self.base)}
 
     def save(self, folder: Path) -> None:
         """Write verdict and states as an artifact folder."""
