@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afield.alignment import Similarity
 from afield.capture import read_capture
 from afield.capture.furniture import world_from_extra
 from afield.decoding import DecodeConfig, decode_trajectory, push_pose
@@ -31,13 +30,15 @@ from afield.skill_run import SkillRun
 from afield.skills import DescriptorBasis, Skill
 from afield.target import see_target
 from afield.trajectory import Trajectory
-from afield.transfer_skill import NEAR_CONTACT, SOLVERS, SkillTransfer, SkillTransferConfig, transfer_skill
+from afield.transfer_skill import SOLVERS, SkillTransfer, SkillTransferConfig, transfer_skill
 
 logger = logging.getLogger(__name__)
 
 EXECUTION_NAME = "execution"
 AROUND = 0.35
 """Points this close to the contact keep the gripper from what is there, in metres."""
+CONTACT_RADIUS = 0.012
+"""Points this close to the contact count as contact, in metres."""
 LEAST_ON_SURFACE, LEAST_LIKENESS = 0.5, 0.2
 """An alignment that explains less than this of what is seen is refused."""
 
@@ -165,10 +166,8 @@ def grasp_and_move(
     detector: GraspDetector,
 ) -> Trajectory:
     """Choose a grasp (or a push) at the contact and go along with the motions."""
-    similarity = result.alignment.similarity[torch.tensor([0])]
     points, normals = scene_points(observation, result.contact)
-    region = skill.contact_points()
-    contact = contact_probability(similarity, points, region)
+    contact = contact_probability(points, result.touched)
     config = replace(config, mode="push" if skill.mode == "push" else "grasp")
     provenance = {"skill": skill.name, "scene": observation.name}
     if config.mode == "push":
@@ -198,12 +197,10 @@ def scene_points(
     return joined, estimate_normals(joined, eye, 16)
 
 
-def contact_probability(
-    similarity: Similarity, points: Float[Tensor, "n 3"], region: Float[Tensor, "k 3"]
-) -> Float[Tensor, "n"]:
-    """How likely points are to be touched: above 0.5 near the aligned contact region, falling to 0 at twice that distance."""
-    far = torch.cat([torch.cdist(part, region).amin(dim=-1) for part in similarity.apply(points)[0].split(16384)])
-    return (1.0 - 0.5 * far / NEAR_CONTACT).clamp(0.0, 1.0)
+def contact_probability(points: Float[Tensor, "n 3"], touched: Float[Tensor, "k 3"]) -> Float[Tensor, "n"]:
+    """How likely points are to be touched: above 0.5 within `CONTACT_RADIUS` of what is taken for contact, 0 at twice that."""
+    far = torch.cat([torch.cdist(part, touched).amin(dim=-1) for part in points.split(16384)])
+    return (1.0 - 0.5 * far / CONTACT_RADIUS).clamp(0.0, 1.0)
 
 
 def execute_run(folder: Path, *, progress: bool = True) -> ExecutionTest:

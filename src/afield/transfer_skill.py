@@ -17,20 +17,23 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 from afield.alignment import AlignConfig, Alignment, Similarity, align
 from afield.alignment_adam import AdamAlignConfig, align_adam
 from afield.decoding import DecodeConfig, Joint, joint_from_motions, relative_motions
 from afield.fields.volume import Volume
 from afield.geometry import inverse_pose, pose_from, rotation_angle
-from afield.skills import Skill
+from afield.skills import CONTACT, Skill
 from afield.target import Target
 
 SOLVERS = ("lm", "adam")
 FLOW_POINTS = 1500
 """Surface points of the skill whose flow is decoded."""
-NEAR_CONTACT = 0.06
-"""Seen points this close to the contact region count as contact, in canonical units."""
+NEAR_CONTACT = 1.0
+"""Likeness (a cosine) that a canonical unit away from the aligned contact region is worth."""
+TOUCHED = 12
+"""Seen points that are taken for the contact region."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def carry_over(
     """Contact and motion of a skill by an alignment with what is seen."""
     region = skill.contact_points()
     best = alignment.similarity[torch.tensor([0])]
-    contact, touched = find_contact(best, target, region)
+    contact, touched = find_contact(best, target, volume, region)
     motions = carry_motions(skill, volume, best, region.mean(dim=0), config)
     return SkillTransfer(
         alignment, contact, touched, motions, joint_from_motions(motions), judge(best, alignment, volume, target)
@@ -99,14 +102,18 @@ def carry_over(
 
 
 def find_contact(
-    similarity: Similarity, target: Target, region: Float[Tensor, "k 3"]
+    similarity: Similarity, target: Target, volume: Volume, region: Float[Tensor, "k 3"]
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "n 3"]]:
-    """The middle of the seen points on the contact region, and these points; where none is seen, the region's own middle."""
-    place = similarity.apply(target.points)[0]
-    far = torch.cdist(place, region).amin(dim=-1)
-    touched = target.points[far < NEAR_CONTACT]
-    if len(touched) < 3:
-        return similarity.invert(region.mean(dim=0)[None])[0, 0], touched
+    """The seen points that look like the contact region and lie near where the alignment puts it; their middle, and all of them.
+
+    Geometry alone misses the handle of a thing that is built otherwise, a double door say; looks alone find it on the wrong side.
+    """
+    far = torch.cdist(similarity.apply(target.points)[0], region).amin(dim=-1)
+    likely = volume.contact >= min(CONTACT, float(volume.contact.topk(4).values[-1]))
+    wanted = functional.normalize(volume.descriptors[likely], dim=-1)
+    likeness = functional.normalize(target.descriptors, dim=-1) @ wanted.T
+    score = likeness.topk(min(5, len(wanted)), dim=-1).values.mean(dim=-1) - NEAR_CONTACT * far
+    touched = target.points[score.topk(min(TOUCHED, len(score))).indices]
     middle = touched.median(dim=0).values
     return touched[(touched - middle).norm(dim=-1).argmin()], touched
 

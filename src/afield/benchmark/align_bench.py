@@ -44,7 +44,7 @@ from afield.skills import DescriptorBasis, Skill
 from afield.target import Target, see_target
 from afield.transfer_skill import SkillTransfer, carry_over
 
-VERSION = 2
+VERSION = 3
 """Changes when a trial of an older version is worth nothing any more."""
 EXTRACTOR = "dinov2-s-embedded"
 SHIPPED = Path(__file__).parents[1] / "samples" / "articulated_objects.json"
