@@ -20,17 +20,18 @@ from afield.capture.furniture import (
     HANDLE,
     JOINT,
     Furniture,
+    handle_box,
     joint_motion,
     photograph_furniture,
     ring_cameras,
     surface_points,
 )
 from afield.capture.opengl import draw_elsewhere
+from afield.decoding import joint_from_motions, relative_motions
 from afield.distill import FitConfig, Fitted, Flow, Labels, fit_affordance
 from afield.distill.judge import judge_views
 from afield.distill.labels import describe_views
 from afield.errors import AfieldError
-from afield.geometry import rigid_registration
 from afield.observation import Observation, View
 from afield.perception.features import extractor_by_name
 from afield.skills import DescriptorBasis, Skill
@@ -206,17 +207,13 @@ def compare_flow(fitted: Fitted, item: Furniture, flow: Flow, diagonal: float) -
         "flow_error_percent": round(float(100 * far[moving].mean()) / diagonal, 3),
         "flow_error_still_percent": round(float(100 * far[~moving].mean()) / diagonal, 3),
         "visibility_error": round(float((visible - flow.visible).abs().mean()), 4),
-        "axis_error_deg": round(axis_error(item, flow.start[moving], found[moving, -1]), 2),
+        "axis_error_deg": round(axis_error(item, flow.start, found, visible), 2),
     }
 
 
-def axis_error(item: Furniture, start: Float[Tensor, "q 3"], moved: Float[Tensor, "q 3"]) -> float:
-    """Angle in degrees between the true axis of the joint and that of the rigid motion nearest to some displacements."""
+def axis_error(item: Furniture, start: Float[Tensor, "q 3"], moved: Float[Tensor, "q h 3"], visible: Tensor) -> float:
+    """Angle in degrees between the true axis of the joint and that which `decoding.py` reads out of the flow at the handle."""
+    handle = torch.from_numpy(handle_box(item)[0]).float()
+    joint = joint_from_motions(relative_motions(start, moved, visible, handle))
     axis = torch.from_numpy(item.axis[1]).float()
-    if item.kind == "drawer":
-        found = moved.mean(dim=0)
-    else:
-        turn, _ = rigid_registration(start, start + moved)
-        found = torch.stack((turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]))
-    cosine = torch.nn.functional.cosine_similarity(found, axis, dim=0).clamp(-1.0, 1.0)
-    return math.degrees(math.acos(float(cosine)))
+    return math.degrees(math.acos(float((joint.axis @ axis).clamp(-1.0, 1.0))))
