@@ -80,15 +80,20 @@ def gripper_lines(pose: Float[Tensor, "4 4"], half: float = 0.03, length: float 
 
 def _facing(skill: Skill, size: int) -> Camera:
     """A camera a little to the side of where the object is touched, in the canonical frame."""
-    points, normals = skill.field.surface(3000, torch.Generator().manual_seed(0))
+    turn = torch.arange(24) * (2 * math.pi / 24)
+    circle = torch.stack((turn.cos(), turn.sin(), torch.full((24,), 0.4)), dim=-1)
+    region = skill.contact_points(3000)[:60]
+    along = torch.linspace(0.08, 2.0, 24)
+    way = region[None, :, None] + circle[:, None, None] * along[:, None]
     with torch.no_grad():
-        likely = skill.field.appearance(points)[2].topk(40).indices
-    front = functional.normalize(normals[likely].mean(dim=0) * torch.tensor([1.0, 1.0, 0.0]) + 1e-6, dim=0)
-    turn = math.radians(32.0)
+        hidden = (skill.field.sdf(way.reshape(-1, 3)) < -0.04).reshape(24, len(region), -1).any(dim=-1)
+    free = 1.0 - hidden.float().mean(dim=-1)
+    front = functional.normalize((free[:, None] * circle).sum(dim=0) * torch.tensor([1.0, 1.0, 0.0]) + 1e-6, dim=0)
+    lean = math.radians(32.0)
     side = torch.stack(
         (
-            front[0] * math.cos(turn) - front[1] * math.sin(turn),
-            front[0] * math.sin(turn) + front[1] * math.cos(turn),
+            front[0] * math.cos(lean) - front[1] * math.sin(lean),
+            front[0] * math.sin(lean) + front[1] * math.cos(lean),
             torch.tensor(0.55),
         )
     )
