@@ -131,8 +131,8 @@ def distill_video(
         raise AfieldError(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
-    run = Runner(Path(out), start, _fingerprint(source, narration, config))
     video = read_video(source, longest=config.longest, most=config.frames, progress=progress)
+    run = Runner(Path(out), start, _fingerprint(source, narration, config))
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
     cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, hands, config, progress))
