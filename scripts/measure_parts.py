@@ -33,8 +33,8 @@ from afield.benchmark.grasp.scenes import SceneSpec, target_points
 from afield.capture import read_capture
 from afield.capture.opengl import drawing_pool
 from afield.demonstration import Demonstration
-from afield.fields.alignment import AlignConfig, align
 from afield.fields.prepare import center_features
+from afield.fields.registration import RegistrationConfig, register
 from afield.fusion import SceneConfig, build_scene
 from afield.perception.features import FeatureExtractor, extractor_by_name
 from afield.scene import Scene
@@ -159,7 +159,7 @@ def _figures(bench: Bench, case: Case, weights: Sequence[float]) -> dict[str, tu
     center = torch.tensor(objects[case.row.demo[0]].parts[case.row.demo[1]]["center"])
     middle = case.T_world_demo[:3, :3] @ center + case.T_world_demo[:3, 3]
     for weight in weights:
-        found = align(*centered, AlignConfig(features=weight))
+        found = register(*centered, RegistrationConfig(features=weight))
         score = -torch.cdist(target.points, found.carry(shown.points[region])).amin(dim=-1)
         figures[f"alignment, features {weight:g}"] = (area_under_curve(score, case.on_part), hits(found.carry(middle)))
     return figures

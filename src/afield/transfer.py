@@ -25,9 +25,9 @@ from afield.energy import (
     subset_points,
 )
 from afield.errors import AfieldError
-from afield.fields.alignment import AlignConfig, align
 from afield.fields.baked import BakedField
 from afield.fields.base import Field
+from afield.fields.registration import RegistrationConfig, register
 from afield.geometry import rotation_angle, transform_points
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
@@ -103,7 +103,7 @@ class TransferConfig:
     align: bool = False
     """Align the demonstrated object as a whole with what is attended, and carry the hand along. It finds the part, but has
     not been shown to hold more often (docs/research-log.md)."""
-    alignment: AlignConfig = field(default_factory=AlignConfig)
+    alignment: RegistrationConfig = field(default_factory=RegistrationConfig)
     """How the objects are aligned."""
     weights: Weights = field(default_factory=Weights)
     """The weights of Eq. 9."""
@@ -169,7 +169,7 @@ def transfer_grasp(
     goal = field_shown(demonstration.query_points(hand)).detach()
 
     # 2. Draw starts where the target scene resembles the demonstrated region, and where the aligned object carries the hand.
-    alignment = align(shown.scene, here.scene, config.alignment) if config.align else None
+    alignment = register(shown.scene, here.scene, config.alignment) if config.align else None
     motion = alignment and alignment.motion_at(demonstration.scene.points[demonstration.region(hand)].mean(dim=0))
     generator = torch.Generator().manual_seed(config.seed)
     beta = sample_starts(

@@ -9,7 +9,6 @@ middle of the world, with their front towards -y.
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,16 +18,13 @@ from typing import Any
 
 import mujoco
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
 from afield.artifacts import read_json
-from afield.capture.furniture import Furniture, add_camera, add_furniture
-from afield.capture.furniture_model import add_material
+from afield.capture.furniture import Furniture, add_camera, add_furniture, add_room, ring_around
 from afield.capture.rendered import bodies_of, measure
 from afield.errors import AfieldError
-from afield.geometry import look_at
 from afield.observation import Camera, Observation, View
 
 HIDDEN_GROUPS = 3
@@ -193,7 +189,9 @@ def _compile(
 ) -> tuple[Any, Any, tuple[int, ...]]:
     child = _load(item)
     _scale(child, item.scale * scale)
-    spec = _room()
+    spec = mujoco.MjSpec()
+    spec.compiler.degree = False
+    add_room(spec, half=1.2)
     upright = Rotation.from_euler("x", 90.0 if item.flip else 0.0, degrees=True)
     quat = (Rotation.from_euler("z", item.yaw, degrees=True) * upright).as_quat()
     frame = spec.worldbody.add_frame(pos=position, quat=[quat[3], *quat[:3]])
@@ -203,7 +201,6 @@ def _compile(
         raise AfieldError(f"The file of '{item.name}' has no body '{item.body}'.")
     else:
         frame.attach_body(child.body(item.body), "object/", "")
-    _table(spec)
     if cameras:
         spec.visual.global_.offwidth, spec.visual.global_.offheight = cameras[0].width, cameras[0].height
     for index, camera in enumerate(cameras):
@@ -263,26 +260,6 @@ def _scale(spec: mujoco.MjSpec, factor: float) -> None:
         joint.pos = np.array(joint.pos) * factor
         if joint.type == mujoco.mjtJoint.mjJNT_SLIDE:
             joint.range = np.array(joint.range) * factor
-
-
-def _room() -> mujoco.MjSpec:
-    spec = mujoco.MjSpec()
-    spec.compiler.degree = False
-    spec.visual.map.znear = 0.02
-    spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.5] * 3, [0.0] * 3
-    spec.visual.headlight.specular = [0.0] * 3
-    for index, (where, power) in enumerate((((0.5, -0.9, 1.8), 0.45), ((-1.2, 0.8, 1.4), 0.25))):
-        lamp = spec.worldbody.add_light(name=f"lamp{index}", pos=where, dir=[-x for x in where], diffuse=[power] * 3)
-        lamp.castshadow, lamp.specular = False, [0.0] * 3
-    return spec
-
-
-def _table(spec: mujoco.MjSpec) -> None:
-    wood = add_material(spec, "table", (0.62, 0.48, 0.34), 7)
-    table = spec.worldbody.add_geom(
-        name="table", type=mujoco.mjtGeom.mjGEOM_BOX, size=[1.2, 1.2, 0.02], pos=[0, 0, -0.02]
-    )
-    table.material = wood
 
 
 def _joint(model: mujoco.MjModel, item: ArticulatedObject) -> Any:
@@ -356,19 +333,10 @@ def _geom_points(
     return local @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom]
 
 
-def ring(placed: Placed, count: int, resolution: int, *, elevation: float = 25.0) -> list[Camera]:
+def ring(placed: Placed, count: int, resolution: int) -> list[Camera]:
     """Cameras evenly around the object, every other one higher."""
-    half = float(np.linalg.norm(placed.size)) / 2
-    middle = torch.tensor([0.0, 0.0, float(placed.size[2]) / 2])
-    focal, center = 0.5 * resolution * 3.0 / 1.15, (resolution - 1) / 2
-    cameras = []
-    for index in range(count):
-        turn = 2 * math.pi * index / count - math.pi / 2
-        lift = math.radians(elevation + (18.0 if index % 2 else -12.0))
-        away = torch.tensor([math.cos(turn) * math.cos(lift), math.sin(turn) * math.cos(lift), math.sin(lift)])
-        pose = look_at(middle + 3.0 * half * away, middle, torch.tensor([0.0, 0.0, 1.0]))
-        cameras.append(Camera(resolution, resolution, focal, focal, center, center, pose))
-    return cameras
+    x, y, z = (float(extent) for extent in placed.size)
+    return ring_around((x, y, z), count, resolution)
 
 
 @dataclass(frozen=True)

@@ -129,8 +129,15 @@ def ring_cameras(
     item: Furniture, count: int, resolution: int, *, distance: float = 3.0, elevation: float = 25.0
 ) -> list[Camera]:
     """Cameras evenly around an instance, every other one higher; `distance` is in half diagonals."""
-    half = math.sqrt(item.width**2 + item.depth**2 + item.height**2) / 2
-    middle = torch.tensor([0.0, 0.0, item.height / 2])
+    return ring_around((item.width, item.depth, item.height), count, resolution, distance=distance, elevation=elevation)
+
+
+def ring_around(
+    size: tuple[float, float, float], count: int, resolution: int, *, distance: float = 3.0, elevation: float = 25.0
+) -> list[Camera]:
+    """`ring_cameras` around anything of this size (x, y, z in metres) that stands in the middle of the world."""
+    half = math.hypot(*size) / 2
+    middle = torch.tensor([0.0, 0.0, size[2] / 2])
     focal = 0.5 * resolution * distance / 1.15
     cameras = []
     for index in range(count):
@@ -243,11 +250,16 @@ def _photograph(
 
 
 def add_kitchen(spec: mujoco.MjSpec, placed: PlacedFurniture, *, half: float = 0.8) -> None:
-    """Lamps, a wooden table whose surface is z = 0, and an instance on it.
+    """`add_room`, and an instance on its table."""
+    add_room(spec, half=half)
+    add_furniture(spec, placed)
+
+
+def add_room(spec: mujoco.MjSpec, *, half: float = 0.8) -> None:
+    """Lamps, and a wooden table whose surface is z = 0.
 
     Args:
         spec: to which all is added.
-        placed: the instance.
         half: half the side of the table, in metres.
     """
     spec.visual.map.znear = 0.02
@@ -261,7 +273,6 @@ def add_kitchen(spec: mujoco.MjSpec, placed: PlacedFurniture, *, half: float = 0
     box = mujoco.mjtGeom.mjGEOM_BOX
     table = spec.worldbody.add_geom(name="table", type=box, size=[half, half, 0.02], pos=[0, 0, -0.02])
     table.material, table.group = wood, TABLE_GROUP
-    add_furniture(spec, placed)
 
 
 def add_camera(spec: mujoco.MjSpec, camera: Camera, name: str) -> None:

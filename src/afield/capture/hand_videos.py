@@ -29,6 +29,7 @@ from afield.capture.household import MOVING, box, printed, speckled
 from afield.capture.human_hand import OPEN, bend_hand, blend, sleeve
 from afield.capture.images import read_depth, read_mask, write_mask
 from afield.capture.objects import TABLE_GROUP
+from afield.capture.rendered import bodies_of, measure
 from afield.geometry import look_at
 from afield.observation import Camera
 
@@ -300,14 +301,8 @@ def _draw(
             mujoco.mj_forward(model, data)
             renderer.update_scene(data, f"frame{index}")
             color = renderer.render().copy()
-            renderer.enable_depth_rendering()
-            depth = renderer.render().copy()
-            renderer.disable_depth_rendering()
-            renderer.enable_segmentation_rendering()
-            geoms = renderer.render()[..., 0].copy()
-            renderer.disable_segmentation_rendering()
-            bodies = np.where(geoms >= 0, model.geom_bodyid[np.maximum(geoms, 0)], -1)
-            depth = np.where((geoms >= 0) & (depth < 20.0), depth, 0.0).astype(np.float32)
+            depth, geoms = measure(renderer, model)
+            bodies = bodies_of(model, geoms)
             yield color, depth, np.isin(bodies, own), bodies == part, bodies == hand
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from afield.fields.alignment import AlignConfig
+from afield.fields.registration import RegistrationConfig
 from afield.starts import StartConfig
 from afield.transfer import TransferConfig
 
@@ -42,7 +42,9 @@ METHODS = {
     "dff + geometry + gate": Method("dff"),
     "geometry": Method("geometry", config=SHAPE),
     "attention + alignment": Method("attention", config=TransferConfig(align=True)),
-    "geometry + alignment": Method("geometry", config=replace(SHAPE, align=True, alignment=AlignConfig(features=0.0))),
+    "geometry + alignment": Method(
+        "geometry", config=replace(SHAPE, align=True, alignment=RegistrationConfig(features=0.0))
+    ),
 }
 """By name. `geometry` alone has no features and so neither gate nor centring nor matched starts."""
 COLUMNS = tuple(name for name in METHODS if not name.endswith("alignment"))

@@ -20,7 +20,7 @@ from afield.scene import Scene, farthest_points
 
 
 @dataclass(frozen=True)
-class AlignConfig:
+class RegistrationConfig:
     """How two objects are aligned. Lengths are in units of each object's own size (root mean square from its middle)."""
 
     points: int = 256
@@ -42,7 +42,7 @@ class AlignConfig:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Registration:
     """A similarity that carries one object onto another."""
 
     rotation: Float[Tensor, "3 3"]
@@ -61,7 +61,7 @@ class Alignment:
         return pose_from(self.rotation, self.carry(point) - self.rotation @ point)
 
 
-def align(shown: Scene, here: Scene, config: AlignConfig | None = None) -> Alignment:
+def register(shown: Scene, here: Scene, config: RegistrationConfig | None = None) -> Registration:
     """Lay one object upon another: turned, moved and scaled so that shapes and features agree.
 
     Every one of many rotations is tried with middles and sizes made equal; the best are refined by matching each point to
@@ -70,12 +70,12 @@ def align(shown: Scene, here: Scene, config: AlignConfig | None = None) -> Align
     Args:
         shown: points of one object, with unit features of the same space as those of ...
         here: ... the other object.
-        config: see `AlignConfig`.
+        config: see `RegistrationConfig`.
 
     Returns:
         The alignment of least cost, on the device of `here`.
     """
-    config = config or AlignConfig()
+    config = config or RegistrationConfig()
     source, target = _Cloud.of(shown, config.points), _Cloud.of(here, config.points)
     unlike = config.features * (1.0 - source.features @ target.features.T)
 
@@ -93,7 +93,7 @@ def align(shown: Scene, here: Scene, config: AlignConfig | None = None) -> Align
     size = float(scale[best]) * target.size / source.size
     place = target.size * shift[best] + target.middle - size * rotation[best] @ source.middle
     device = here.points.device
-    return Alignment(rotation[best].to(device), size, place.to(device), float(final[best]))
+    return Registration(rotation[best].to(device), size, place.to(device), float(final[best]))
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _refine(
     source: _Cloud,
     target: _Cloud,
     unlike: Float[Tensor, "m n"],
-    config: AlignConfig,
+    config: RegistrationConfig,
 ) -> tuple[Float[Tensor, "r 3 3"], Float[Tensor, "r"], Float[Tensor, "r 3"]]:
     """Iterated closest points with features, in both directions; rotation, scale and shift of every candidate."""
     scale, shift = torch.ones(len(rotation)), torch.zeros(len(rotation), 3)

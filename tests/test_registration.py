@@ -8,7 +8,7 @@ import pytest
 import torch
 from scene_samples import SOURCE
 
-from afield.fields.alignment import AlignConfig, align, even_rotations
+from afield.fields.registration import RegistrationConfig, even_rotations, register
 from afield.geometry import pose_from, rotation_about_axis, rotation_angle, transform_points
 from afield.scene import Scene
 
@@ -36,7 +36,7 @@ def test_a_turned_and_scaled_object_is_found_again(axis: int, angle: float, scal
     motion = pose_from(turn, torch.tensor([0.3, -0.2, 0.1]))
     shown, other = _toy(), _toy(1)
     here = replace(other, points=transform_points(motion, scale * other.points))
-    found = align(shown, here, AlignConfig(features=features))
+    found = register(shown, here, RegistrationConfig(features=features))
     assert _off(found.carry(shown.points), transform_points(motion, scale * shown.points)) < 0.008 * scale
     assert float(rotation_angle(found.rotation, turn)) < 0.12
     assert found.scale == pytest.approx(scale, rel=0.06)
@@ -44,7 +44,7 @@ def test_a_turned_and_scaled_object_is_found_again(axis: int, angle: float, scal
 
 def test_a_held_point_goes_along_and_the_hand_keeps_its_size() -> None:
     shown, other = _toy(), _toy(1)
-    found = align(shown, replace(other, points=1.4 * other.points + 0.2))
+    found = register(shown, replace(other, points=1.4 * other.points + 0.2))
     point = torch.tensor([0.05, 0.0, 0.15])
     motion = found.motion_at(point)
     torch.testing.assert_close(transform_points(motion, point[None])[0], found.carry(point))
@@ -63,7 +63,7 @@ def _rod(seed: int, same: tuple[float, float, float], turn: torch.Tensor) -> Sce
 @pytest.mark.parametrize("angle", [2.8, -0.34, 1.2, -1.94])
 def test_features_tell_the_ends_of_a_symmetric_thing_apart(angle: float) -> None:
     turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(angle))
-    found = align(_rod(0, (-1.0, -1.0, 1.0), torch.eye(3)), _rod(1, (-1.0, -1.0, 1.0), turn))
+    found = register(_rod(0, (-1.0, -1.0, 1.0), torch.eye(3)), _rod(1, (-1.0, -1.0, 1.0), turn))
     assert float(found.rotation[:2, 0] @ turn[:2, 0]) > 0.98
 
 
@@ -71,7 +71,7 @@ def test_features_tell_the_ends_of_a_symmetric_thing_apart(angle: float) -> None
 def test_what_stands_stays_standing_where_shape_does_not_say(angle: float) -> None:
     """A rod may be rolled about itself; that it is not is cheaper."""
     turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), torch.tensor(angle))
-    found = align(_rod(0, (1.0, -1.0, -1.0), torch.eye(3)), _rod(1, (1.0, -1.0, -1.0), turn))
+    found = register(_rod(0, (1.0, -1.0, -1.0), torch.eye(3)), _rod(1, (1.0, -1.0, -1.0), turn))
     assert float(found.rotation[2, 2]) > 0.95
     assert float(found.rotation[:2, 0] @ turn[:2, 0]) > 0.98
 
