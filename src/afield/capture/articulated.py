@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -206,9 +205,7 @@ def _compile(
     for index, camera in enumerate(cameras):
         add_camera(spec, camera, f"camera{index}")
     try:
-        with warnings.catch_warnings():  # a file's own solver settings give way to the world's; that is as it should be
-            warnings.simplefilter("ignore")
-            model = spec.compile()
+        model = spec.compile()
     except ValueError as error:
         raise AfieldError(f"MuJoCo cannot compile '{item.name}': {' '.join(str(error).split())}") from error
     data = mujoco.MjData(model)
@@ -241,7 +238,24 @@ def _load(item: ArticulatedObject) -> mujoco.MjSpec:
     free = [joint for joint in child.joints if joint.type == mujoco.mjtJoint.mjJNT_FREE]
     for thing in (*child.keys, *child.sensors, *child.cameras, *child.lights, *free):
         child.delete(thing)
+    _forget_settings(child)
     return child
+
+
+def _forget_settings(spec: mujoco.MjSpec) -> None:
+    """A file's own solver, sizes and looks give way to the world's; else MuJoCo warns of each difference."""
+    plain = mujoco.MjSpec()
+    for name in dir(plain):
+        if name in ("njmax", "nconmax", "memory") or name.startswith("nuser"):
+            setattr(spec, name, getattr(plain, name))
+    looks = ("global_", "quality", "map", "scale")
+    pairs = [(spec.option, plain.option), (spec.stat, plain.stat)]
+    pairs += [(getattr(spec.visual, part), getattr(plain.visual, part)) for part in looks]
+    for own, default in pairs:
+        for name in dir(default):
+            value = getattr(default, name)
+            if not name.startswith("_") and isinstance(value, int | float | np.ndarray):
+                setattr(own, name, value)
 
 
 def _scale(spec: mujoco.MjSpec, factor: float) -> None:
