@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +17,10 @@ from scipy.spatial.transform import Rotation
 from afield.capture.hand_tasks import TASKS, task_by_name
 from afield.capture.hand_videos import VideoConfig, amounts, hand_path
 from afield.capture.human_hand import GRIP, OPEN, bend_hand
-from afield.distill.from_video import DistillConfig, Runner, distill_video
+from afield.distill.from_video import DistillConfig, Runner, distill_video, fingerprint
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
 from afield.distill.stages.contact import find_contact
-from afield.distill.stages.depth import free_run
+from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks, link
 from afield.distill.stages.masks import without_holes
 from afield.distill.stages.tracks import ObjectTracks
@@ -28,12 +29,12 @@ from afield.errors import AfieldError
 from afield.geometry import look_at
 from afield.observation import Camera
 from afield.perception.cameras import CameraPath, cameras_from_video, lying_plane
-from afield.perception.depth import TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
+from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
 from afield.perception.masks import propagate_mask
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import LucasKanade, tracker_by_name
-from afield.perception.video import read_video
+from afield.perception.video import Video, read_video
 
 
 def noise_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
@@ -101,6 +102,12 @@ def test_varying_frame_rate_keeps_its_times(tmp_path: Path) -> None:
     video = read_video(tmp_path / "v.mp4", progress=False)
     assert len(video.frames) == len(stamps)
     assert np.allclose(video.times, np.array(stamps) / 30, atol=2e-3)
+
+
+def test_frames_of_a_folder_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    for index in range(12):
+        cv2.imwrite(str(tmp_path / f"frame{index}.png"), np.full((64, 96, 3), 20 * index, np.uint8))
+    assert [int(frame.mean()) for frame in read_video(tmp_path, progress=False).frames] == [20 * i for i in range(12)]
 
 
 def test_a_folder_of_frames_is_a_video(tmp_path: Path) -> None:
@@ -387,11 +394,36 @@ def test_hand_masks_stand_in_for_a_detector(tmp_path: Path) -> None:
     assert np.array_equal(HandTrack.load(tmp_path / "h").masks, masks)
     with pytest.raises(AfieldError, match="all hand masks are empty"):
         hands_from_masks(np.zeros((20, 60, 80), bool))
+    specks = np.zeros((20, 60, 80), bool)
+    specks[8:, 30:33, 20:23] = True
+    with pytest.raises(AfieldError, match="no hand mask has 30 white pixels"):
+        hands_from_masks(specks)
 
 
 def test_a_hand_from_the_first_frame_on_is_told() -> None:
     with pytest.raises(AfieldError, match="Stage depth: a hand is in the first frame"):
         free_run(np.array([False, False, True]))
+
+
+def _still(count: int, *, static: bool, metric: bool) -> tuple[Video, CameraPath]:
+    frames = np.stack(moving_frames(count))
+    video = Video(frames, np.arange(count) / 15, "v", (96, 64), tuple(range(count)))
+    none = torch.zeros(0, 3)
+    return video, CameraPath(96, 64, 80.0, torch.eye(4).repeat(count, 1, 1), none, none[:, 0], static, metric)
+
+
+def test_sensor_depth_needs_something_that_tells_how_long_the_camera_path_is(tmp_path: Path) -> None:
+    for index in range(12):
+        cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((64, 96), 500 + index, np.uint16))
+    video, path = _still(12, static=False, metric=False)
+    with pytest.raises(AfieldError, match="no known points to compare sensor depth with"):
+        depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])
+    _, path = _still(12, static=False, metric=True)
+    maps, same = depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])
+    assert same is path and maps.metric
+    _, path = _still(12, static=True, metric=False)
+    maps, _ = depth_from_files(video, path, DepthFiles(tmp_path), [0, 5, 11])
+    assert maps.frames == (11,) and abs(float(maps.depth.mean()) - 0.511) < 1e-5
 
 
 # Masks
@@ -529,15 +561,22 @@ def test_contact_is_where_the_hand_comes_to_rest_before_the_motion() -> None:
         find_contact(path, hands, still, mask, depth)
 
 
-def test_flow_goes_from_contact_to_release_in_equal_steps() -> None:
+def test_flow_goes_from_contact_to_release_in_steps_of_equal_time() -> None:
     path, hands, tracks, mask, depth = scene_of_contact()
     contact = find_contact(path, hands, tracks, mask, depth)
-    flow = object_flow(tracks, contact, 8)
+    times = np.arange(40) / 15
+    flow = object_flow(tracks, contact, 8, times)
     assert flow.displacement.shape == (len(tracks.points), 8, 3)
     assert torch.allclose(flow.displacement[:, -1, 2], torch.tensor(0.1), atol=1e-6)
     assert bool((flow.displacement[:, 1:, 2] >= flow.displacement[:, :-1, 2] - 1e-7).all())
     with pytest.raises(AfieldError, match="film the motion slower"):
-        object_flow(tracks, replace(contact, release_frame=contact.contact_frame + 1), 8)
+        object_flow(tracks, replace(contact, release_frame=contact.contact_frame + 1), 8, times)
+    # Frames that come twice as slowly in the first half: the same way, but later in steps of equal time.
+    middle = (contact.contact_frame + contact.release_frame) // 2
+    late = np.where(np.arange(40) < middle, 2 * times, times + times[middle])
+    slow = object_flow(tracks, contact, 8, late)
+    assert torch.allclose(slow.displacement[:, -1], flow.displacement[:, -1], atol=1e-6)
+    assert bool((slow.displacement[:, 3, 2] < flow.displacement[:, 3, 2] - 1e-3).all())
 
 
 # The order of stages
@@ -568,10 +607,33 @@ def test_stages_are_kept_until_something_before_them_changes(tmp_path: Path) -> 
         Runner(tmp_path / "out", "camera", {})
 
 
+def test_a_fit_does_not_go_on_from_what_was_fitted_to_other_stages(tmp_path: Path) -> None:
+    started = tmp_path / "out" / "stages" / ".fit"
+    Runner(tmp_path / "out", None, {"seed": 0})
+    started.mkdir(parents=True)
+    Runner(tmp_path / "out", None, {"seed": 0})
+    assert started.is_dir(), "nothing has changed, so it goes on"
+    Runner(tmp_path / "out", None, {"seed": 1})
+    assert not started.exists()
+
+
+def test_files_that_change_under_their_name_are_noticed(tmp_path: Path) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (masks / "0.png").write_bytes(b"one")
+    before = fingerprint(tmp_path / "v.mp4", "open it", DistillConfig(object_masks=masks))
+    assert before == fingerprint(tmp_path / "v.mp4", "open it", DistillConfig(object_masks=masks))
+    (masks / "1.png").write_bytes(b"two")
+    assert before != fingerprint(tmp_path / "v.mp4", "open it", DistillConfig(object_masks=masks))
+    depth = fingerprint(tmp_path / "v.mp4", "open it", DistillConfig(depth=str(masks)))
+    os.utime(masks / "0.png", (1e9, 4e9))
+    assert depth != fingerprint(tmp_path / "v.mp4", "open it", DistillConfig(depth=str(masks)))
+
+
 def test_foreign_folders_and_empty_narrations_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "letter.txt").write_text("dear")
+    video = write_mp4(tmp_path / "v.mp4", moving_frames(14))
     with pytest.raises(AfieldError, match="holds other files"):
-        distill_video(tmp_path / "v.mp4", "open it", tmp_path)
+        distill_video(video, "open it", tmp_path, progress=False)
     with pytest.raises(AfieldError, match="narration is empty"):
         distill_video(tmp_path / "v.mp4", " ", tmp_path / "out")
 

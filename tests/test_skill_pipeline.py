@@ -1,5 +1,3 @@
-from dataclasses import dataclass
-
 import pytest
 import torch
 from skill_samples import box_skill
@@ -24,23 +22,18 @@ def _observation() -> Observation:
     return Observation((View("a", camera, np.zeros((30, 40, 3), np.uint8), depth),), name="wall")
 
 
-@dataclass(frozen=True)
-class _Result:
-    quality: dict
-
-
 @pytest.mark.parametrize(
     ("on_surface", "likeness", "words"),
     [(0.9, 0.5, None), (0.4, 0.9, "only 40%"), (0.77, 0.2, "too different"), (0.85, 0.2, None)],
 )
 def test_what_does_not_look_like_it_is_refused(on_surface: float, likeness: float, words: str | None) -> None:
-    result = _Result({"on_surface": on_surface, "likeness": likeness})
+    quality = {"on_surface": on_surface, "likeness": likeness}
     if words is None:
-        refuse_if_unlike(box_skill(), _observation(), result, force=False)
+        refuse_if_unlike("box", "wall", quality, force=False)
         return
     with pytest.raises(AfieldError, match=words):
-        refuse_if_unlike(box_skill(), _observation(), result, force=False)
-    refuse_if_unlike(box_skill(), _observation(), result, force=True)
+        refuse_if_unlike("box", "wall", quality, force=False)
+    refuse_if_unlike("box", "wall", quality, force=True)
 
 
 def test_points_of_the_scene_are_those_measured_near_a_place() -> None:

@@ -358,6 +358,7 @@ def distill(
         start: name of the first stage to run again: hands, cameras, depth, masks, tracks, contact, views or fit.
         seed: seed of everything random.
     """
+    from afield.distill import FitConfig
     from afield.pipeline import distill_from_files
 
     found, page = distill_from_files(
@@ -373,6 +374,7 @@ def distill(
         focal=focal,
         depth=depth,
         tracker=tracker,
+        fit=FitConfig(seed=seed),
         seed=seed,
     )
     contact = found.contact

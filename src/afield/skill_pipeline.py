@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def act_from_files(
     volume = Volume.bake(skill.field)
     result = transfer_skill(skill, target, volume, config)
     seconds["align"] = time.monotonic() - begin
-    refuse_if_unlike(skill, observation, result, force=force)
+    refuse_if_unlike(skill.name, observation.name, result.quality, force=force)
     begin = time.monotonic()
     detector = detector or AntipodalDetector(AntipodalConfig(floor=target.table))
     trajectory = grasp_and_move(skill, observation, result, config.decode, detector)
@@ -139,13 +140,18 @@ def act_from_files(
     )
 
 
-def refuse_if_unlike(skill: Skill, observation: Observation, result: SkillTransfer, *, force: bool) -> None:
+def refuse_if_unlike(skill: str, scene: str, quality: Mapping[str, Any], *, force: bool) -> None:
     """Refuse an alignment that does not explain what is seen.
+
+    Args:
+        skill: name of what was shown.
+        scene: name of what is seen.
+        quality: of the alignment, see `afield.transfer_skill.judge`.
+        force: only warn.
 
     Raises:
         AfieldError: it does not, and nobody forces it.
     """
-    quality = result.quality
     why = None
     if quality["on_surface"] < LEAST_ON_SURFACE:
         why = f"only {quality['on_surface']:.0%} of what is seen lies on its aligned surface"
@@ -156,7 +162,7 @@ def refuse_if_unlike(skill: Skill, observation: Observation, result: SkillTransf
         )
     if why is None:
         return
-    sentence = f"The object in '{observation.name}' is not like the one of the skill '{skill.name}': {why}."
+    sentence = f"The object in '{scene}' is not like the one of the skill '{skill}': {why}."
     if not force:
         raise AfieldError(f"{sentence} `--force` tries it anyway.")
     logger.warning("%s", sentence)

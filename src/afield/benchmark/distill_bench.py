@@ -66,7 +66,7 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
     """
     config = config or DistillBenchConfig()
     names = config.names or tuple(TASKS)[: config.tasks]
-    if not names:
+    if not config.names and not 1 <= config.tasks <= len(TASKS):
         raise AfieldError(f"--tasks must be between 1 and {len(TASKS)}, not {config.tasks}.")
     videos = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Ten tasks of the paper's thirteen, each with several instances: what is moved, from where to where, and how a hand holds it."""
+"""Nine of the paper's thirteen tasks, each with several instances: what is moved, where to, and how a hand holds it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from afield.perception.features import extractor_by_name
 from afield.perception.hands import hand_detector_by_name
 from afield.perception.masks import Box
 from afield.perception.tracks import tracker_by_name
-from afield.perception.video import PICTURES, Video, read_video
+from afield.perception.video import Video, pictures_in, read_video
 from afield.skills import DescriptorBasis, Skill
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,8 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
+VERSION = 1
+"""Changes when the results of an older version are worth nothing any more."""
 PUSHING = ("close", "shut", "push", "press")
 """Narrations that begin so are done with closed fingers."""
 
@@ -132,7 +134,7 @@ def distill_video(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
     video = read_video(source, longest=config.longest, most=config.frames, progress=progress)
-    run = Runner(Path(out), start, _fingerprint(source, narration, config))
+    run = Runner(Path(out), start, fingerprint(source, narration, config))
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
     cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, hands, config, progress))
@@ -205,6 +207,8 @@ class Runner:
                     again = min(again, index)
         for name in STAGES[again:]:
             shutil.rmtree(self._folder / name, ignore_errors=True)
+        if again < len(STAGES):  # where a fit stood belongs to what came before it
+            shutil.rmtree(self._folder / ".fit", ignore_errors=True)
         write_json(record, fingerprint)
         self._out = out
 
@@ -243,19 +247,28 @@ class _Log:
         """Nothing waits."""
 
 
-def _fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str, Any]:
+def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str, Any]:
+    """What the results of the stages depend on: settings, and which files with what changes."""
     path = Path(source)
-    stamp = path.stat().st_mtime_ns if path.exists() else 0
-    settings = {key: (str(value) if isinstance(value, Path) else value) for key, value in asdict(config).items()}
+    settings = {key: (_stamp(value) if isinstance(value, Path) else value) for key, value in asdict(config).items()}
+    if Path(config.depth).exists():
+        settings["depth"] = _stamp(Path(config.depth))
     settings["box"] = list(config.box) if config.box is not None else None
     settings["fit"] = repr(config.fit)
-    return {"video": str(path.resolve()), "stamp": stamp, "narration": narration, **settings}
+    return {"version": VERSION, "video": _stamp(path), "narration": narration, **settings}
+
+
+def _stamp(path: Path) -> list[str | int]:
+    """A file or folder with the time of its latest change and the number of its files."""
+    files = [path, *sorted(path.iterdir())] if path.is_dir() else [path]
+    times = [file.stat().st_mtime_ns for file in files if file.exists()]
+    return [str(path.resolve()), max(times, default=0), len(files)]
 
 
 def _depends(stage: str) -> tuple[str, ...]:
     """Settings that make a stage's result stale."""
     return {
-        "hands": ("video", "stamp", "longest", "frames", "hands", "hand_models", "hand_masks"),
+        "hands": ("version", "video", "longest", "frames", "hands", "hand_models", "hand_masks"),
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
         "masks": ("box", "object_masks"),
@@ -314,7 +327,7 @@ def _views(
         extractor = extractor_by_name(config.extractor)
         descriptors, mean, axes = describe_views(observation, extractor, progress=progress)
         basis = DescriptorBasis(config.extractor, mean, axes)
-    flow = object_flow(tracks, contact, config.horizon)
+    flow = object_flow(tracks, contact, config.horizon, video.times)
     return observation, Labels(regions, descriptors, table_height(observation, tracks.points), flow), basis
 
 
@@ -324,11 +337,7 @@ def read_masks(folder: Path, video: Video) -> Bool[np.ndarray, "t h w"]:
     Raises:
         AfieldError: there are fewer masks than frames, or one cannot be read.
     """
-    files = (
-        sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in PICTURES)
-        if Path(folder).is_dir()
-        else []
-    )
+    files = pictures_in(Path(folder)) if Path(folder).is_dir() else []
     if len(files) <= max(video.read):
         raise AfieldError(
             f"{folder} holds {len(files)} masks, but the video has at least {max(video.read) + 1} frames."

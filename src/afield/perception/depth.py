@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 
 from afield.errors import AfieldError
 from afield.observation import Camera
+from afield.perception.video import pictures_in
 
 PLANES = 96
 WINDOW = 7
@@ -278,7 +279,7 @@ class DepthFiles:
         Raises:
             AfieldError: there is no such file, or it is not a 16-bit picture.
         """
-        files = sorted(self.folder.glob("*.png"))
+        files = pictures_in(self.folder, (".png",))
         if frame >= len(files):
             raise AfieldError(
                 f"Stage depth: {self.folder} has {len(files)} depth images, but the video needs number {frame}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +39,6 @@ class Video:
     def size(self) -> tuple[int, int]:
         """Width and height of the frames here."""
         return self.frames.shape[2], self.frames.shape[1]
-
-    def gray(self) -> UInt8[np.ndarray, "n h w"]:
-        """The frames without colour."""
-        return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in self.frames])
 
 
 def read_video(path: Path, *, longest: int = 640, most: int = 120, progress: bool = True) -> Video:
@@ -109,8 +106,18 @@ def _read_file(path: Path, longest: int, most: int, progress: bool) -> Read:
     return frames, [stamps[index] for index in wanted[: len(frames)]], wanted[: len(frames)], full
 
 
+def pictures_in(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> list[Path]:
+    """Pictures in the order of the numbers in their names: frame2 comes before frame10."""
+
+    def order(file: Path) -> list[tuple[int, str]]:
+        parts = re.split(r"(\d+)", file.name)
+        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+
+    return sorted((file for file in folder.iterdir() if file.suffix.lower() in suffixes), key=order)
+
+
 def _read_folder(path: Path, longest: int, most: int, progress: bool) -> Read:
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+    files = pictures_in(path)
     if not files:
         raise AfieldError(f"The folder {path} holds no pictures ({', '.join(PICTURES)}).")
     wanted = _even([float(index) for index in range(len(files))], most)
@@ -149,5 +156,7 @@ def _reduced(frame: UInt8[np.ndarray, "h w 3"], longest: int) -> UInt8[np.ndarra
     height, width = frame.shape[:2]
     scale = longest / max(height, width)
     if scale < 1:
-        frame = cv2.resize(frame, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+        frame = cv2.resize(
+            frame, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+        )
     return np.ascontiguousarray(frame[..., ::-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
-from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
 from afield.observation import Camera
 from afield.perception.cameras import CameraPath
@@ -38,21 +36,6 @@ class DepthMaps:
     """Along the optical axis; 0 where it is not known."""
     metric: bool
     """In metres; otherwise in the units of the camera path."""
-
-    def save(self, folder: Path) -> None:
-        """Write it."""
-        save_artifact(
-            folder,
-            "video-depth",
-            {"depth": torch.from_numpy(self.depth)},
-            {"frames": list(self.frames), "metric": self.metric},
-        )
-
-    @classmethod
-    def load(cls, folder: Path) -> DepthMaps:
-        """Read what `save` has written."""
-        tensors, header = load_artifact(folder, "video-depth", ("depth",), ("frames", "metric"))
-        return cls(tuple(int(x) for x in header["frames"]), tensors["depth"].numpy(), bool(header["metric"]))
 
     def reference(self, size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
         """Depth of the reference frame at full size (width, height); holes are filled from their surroundings."""
@@ -85,10 +68,10 @@ def small_size(video: Video) -> tuple[int, int]:
 
 
 def free_run(free: Bool[np.ndarray, "t"]) -> list[int]:
-    """The hands-free frames before the hand comes; those after it has gone if it is there from the first frame.
+    """The hands-free frames before the hand comes.
 
     Raises:
-        AfieldError: a hand is in every frame.
+        AfieldError: a hand is in the first frame.
     """
     before = int(np.argmax(~free)) if not free.all() else len(free)
     if before >= 1:
@@ -108,8 +91,8 @@ def depth_from_frames(video: Video, path: CameraPath, free: list[int], *, progre
     reference = free[-1]
     if path.static:
         raise AfieldError(
-            "Stage depth: the camera stands still, so that depth cannot come from the video; move it sideways while filming, or "
-            "give --depth MODEL (a depth network) or --depth FOLDER (16-bit images in millimetres)."
+            "Stage depth: the camera stands still, so that neither depth nor a second view for the fit can come from the video; "
+            "move it sideways while filming."
         )
     near, far, middle = depth_range(path, reference)
     base = path.T_world_camera[free][:, :3, 3] - path.T_world_camera[reference][:3, 3]
@@ -133,7 +116,16 @@ def depth_from_frames(video: Video, path: CameraPath, free: list[int], *, progre
 
 
 def depth_from_network(video: Video, path: CameraPath, network: DepthNetwork, free: list[int]) -> DepthMaps:
-    """A network's depth, brought to the scale of the camera path where that has points."""
+    """A network's depth, brought to the scale of the camera path.
+
+    Raises:
+        AfieldError: the path has no points to compare with and is not in metres.
+    """
+    if not path.static and len(path.points) == 0:
+        raise AfieldError(
+            "Stage depth: the camera file has no known points that a network's depth could be fitted to; give --depth FOLDER "
+            "with measured depth, or leave the camera file out."
+        )
     chosen = _spread(free, 1 if path.static else VIEWS)
     width, height = small_size(video)
     maps = []
@@ -154,6 +146,11 @@ def depth_from_files(
     if path.static or path.metric:
         return DepthMaps(tuple(chosen), maps, metric=True), path
     width, height = small_size(video)
+    if len(path.points) == 0:
+        raise AfieldError(
+            "Stage depth: the camera file has no known points to compare sensor depth with; give its poses in metres and say "
+            '"metric": true in it.'
+        )
     ratios = []
     for frame, depth in zip(chosen, maps, strict=True):
         pixels, away = small_camera(path.camera(frame), width, height).project(path.points)
@@ -161,7 +158,12 @@ def depth_from_files(
         inside = (column >= 0) & (row >= 0) & (column < width) & (row < height) & (away.numpy() > 0)
         measured = depth[row[inside], column[inside]]
         ratios.append((measured / away.numpy()[inside])[measured > 0])
-    factor = float(np.median(np.concatenate(ratios)))
+    found = np.concatenate(ratios)
+    if len(found) < 20:
+        raise AfieldError(
+            f"Stage depth: only {len(found)} known points have sensor depth; check that the depth images belong to the frames."
+        )
+    factor = float(np.median(found))
     poses = path.T_world_camera.clone()
     poses[:, :3, 3] *= factor
     return DepthMaps(tuple(chosen), maps, metric=True), replace(
@@ -174,12 +176,17 @@ def depth_range(path: CameraPath, frame: int) -> tuple[float, float, float]:
     _, away = path.camera(frame).project(path.points)
     away = away[away > 0]
     if len(away) < 20:
-        raise AfieldError(f"Stage depth: only {len(away)} known points lie in front of the camera; give --depth MODEL.")
+        raise AfieldError(
+            f"Stage depth: only {len(away)} known points lie in front of the camera, too few for plane sweep; with a camera file "
+            "give --depth FOLDER (16-bit images in millimetres)."
+        )
     low, middle, high = (float(torch.quantile(away, q)) for q in (0.01, 0.5, 0.99))
     return 0.75 * low, 1.3 * high, middle
 
 
 def _spread(frames: list[int], count: int) -> list[int]:
-    """At most `count` of the frames, evenly, with the last one."""
+    """At most `count` of the frames, evenly, with the last one, which is the reference."""
+    if count == 1:
+        return frames[-1:]
     index = np.unique(np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int))
     return [frames[i] for i in index]

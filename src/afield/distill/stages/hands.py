@@ -134,6 +134,8 @@ def hands_from_masks(masks: Bool[np.ndarray, "t h w"]) -> HandTrack:
         landmarks[frame, 0] = wrist
         landmarks[frame, [4, 8, 12, 16, 20]] = ends[np.linspace(0, len(ends) - 1, 5).astype(int)]
         state[frame] = 2
+    if not state.any():
+        raise AfieldError("Stage hands: no hand mask has 30 white pixels or more; white must mark the whole hand.")
     return HandTrack(landmarks, np.zeros((len(masks), 21), np.float32), state, masks)
 
 

@@ -60,8 +60,14 @@ def contact_in_views(observation: Observation, contact: Contact) -> tuple[Bool[n
     return (*found, own)
 
 
-def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int) -> Flow:
-    """Flow of the points from first contact to release in `horizon` equal steps, in the frame of the cameras.
+def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int, times: Float[np.ndarray, "t"]) -> Flow:
+    """Flow of the points from first contact to release in `horizon` steps of equal time, in the frame of the cameras.
+
+    Args:
+        tracks: of the object.
+        contact: when the hand takes hold and lets go.
+        horizon: H.
+        times: of the frames in seconds; the frame rate may vary.
 
     Raises:
         AfieldError: there are not enough frames between contact and release.
@@ -73,10 +79,11 @@ def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int) -> Flow:
             "slower."
         )
     start = tracks.at(first)
-    steps = np.linspace(first, last, horizon + 1)[1:]
+    moments = np.linspace(times[first], times[last], horizon + 1)[1:]
+    steps = np.interp(moments, times, np.arange(len(times)))
     displacement, visible = [], []
     for time in steps:
-        low, share = int(np.floor(time)), float(time - np.floor(time))
+        low, share = min(int(time), last), float(time - int(time))
         high = min(low + 1, last)
         place = (1 - share) * tracks.at(low) + share * tracks.at(high)
         displacement.append(place - start)
