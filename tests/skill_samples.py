@@ -80,6 +80,10 @@ def seen_box(
         count: points.
         seed: of the points.
     """
+
+    def world(x: Tensor) -> Tensor:
+        return (x * size) @ pose[:3, :3].T + pose[:3, 3]
+
     spread = torch.Generator().manual_seed(seed)
     points, normals = function.surface(6 * count, spread)
     eye = 4.0 * torch.tensor([math.sin(turn) * 0.9, -math.cos(turn) * 0.9, 0.45])
@@ -88,11 +92,18 @@ def seen_box(
     away = torch.rand(4 * count, 3, generator=spread) * 3.2 - 1.6
     front = away[(function.sdf(away) > 0.05) & (((away - torch.zeros(3)) * eye).sum(dim=-1) > 0.6)][:count]
 
-    def world(x: Tensor) -> Tensor:
-        return (x * size) @ pose[:3, :3].T + pose[:3, 3]
-
     floor = float(world(torch.tensor([[0.0, 0.0, -0.5]]))[0, 2])
-    return Target(world(points), function.appearance(points)[1], normals, world(front), world(eye[None])[0], floor)
+    seen_by = torch.zeros(len(points), dtype=torch.long)
+    return Target(
+        world(points),
+        function.appearance(points)[1],
+        normals,
+        world(front),
+        world(eye[None]),
+        seen_by,
+        torch.zeros(0, 3),
+        floor,
+    )
 
 
 def somewhere(yaw: float) -> Tensor:

@@ -33,7 +33,7 @@ from afield.capture.furniture import (
 from afield.capture.opengl import draw_elsewhere, opengl_environment
 from afield.distill import FitConfig, Flow, Labels, check_labels, fit_affordance
 from afield.distill.hull import canonical_frame, hull_distance
-from afield.distill.labels import describe_views, picture_square
+from afield.distill.labels import describe_views
 from afield.distill.losses import static_losses
 from afield.distill.pixels import Pixels
 from afield.errors import AfieldError
@@ -50,7 +50,8 @@ from afield.fields.rendering import (
     sample_rays,
 )
 from afield.geometry import nearest_to_lines
-from afield.observation import Observation, View
+from afield.observation import Camera, Observation, View
+from afield.perception.crops import object_square
 
 SMALL = GridConfig(resolution=20, detail=12, channels=3, horizon=4, sharpness=40.0)
 
@@ -471,12 +472,19 @@ def test_descriptors_lie_where_the_picture_shows_them(shape: tuple[int, int]) ->
     )
 
 
-def test_the_square_around_a_picture() -> None:
-    for width, height in ((60, 40), (40, 60), (50, 50)):
-        square = picture_square(width, height)
-        assert square.side == max(width, height)
-        assert square.left + square.side / 2 == (width - 1) / 2
-        assert square.top + square.side / 2 == (height - 1) / 2
+def test_the_square_in_which_an_object_is_described() -> None:
+    camera = Camera(60, 40, 30.0, 30.0, 29.5, 19.5, torch.eye(4))
+    mask = np.zeros((40, 60), dtype=bool)
+    view = View("v", camera, np.zeros((40, 60, 3), np.uint8), np.ones((40, 60), np.float32), mask)
+    whole = object_square(view)
+    assert (whole.left, whole.top, whole.side) == (-0.5, -10.5, 60.0), "an empty mask says nothing: the whole picture"
+    mask[5:15, 30:50] = True
+    square = object_square(view)
+    assert square.side == pytest.approx(1.3 * 20)
+    assert (square.left + square.side / 2, square.top + square.side / 2) == (39.5, 9.5)
+    shares = square.shares(mask, 13)
+    assert float(shares.sum()) == pytest.approx(200 / (square.side / 13) ** 2, rel=0.1)
+    assert float(shares[6, 6]) == 1.0 and float(shares[0].sum()) == 0.0
 
 
 @pytest.mark.parametrize("kind", ["microwave", "drawer"])

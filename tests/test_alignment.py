@@ -6,11 +6,12 @@ import pytest
 import torch
 from skill_samples import ANGLE, HINGE, KNOB, BoxWithKnob, box_skill, seen_box, somewhere
 
-from afield.alignment import AlignConfig, Problem, Similarity, Weights, align, align_cloud, first_guesses
+from afield.alignment import AlignConfig, Problem, Similarity, Weights, align, align_cloud, first_guesses, seen_share
 from afield.alignment_adam import AdamAlignConfig, align_adam, rank_views
 from afield.fields.volume import Volume
 from afield.geometry import rotation_about_axis
 from afield.optimize import LevenbergMarquardtConfig, minimize_lm
+from afield.target import Target
 from afield.transfer_skill import transfer_skill
 
 ONE = torch.tensor([0])
@@ -130,10 +131,93 @@ def test_a_wider_and_a_mirrored_box_are_found_where_the_axes_may_stretch(volume:
     assert torch.allclose((-best.log_scale[0]).exp(), torch.tensor([0.26, 0.2, 0.18]), rtol=0.06)
     sign = torch.tensor([-1.0, 1.0, 1.0])
     plain = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
-    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eye=plain.eye * sign)
+    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eyes=plain.eyes * sign)
     found = align(volume, mirrored, 0.2, -0.5, region)
     assert float(found.similarity.sign[0, 0]) == -1.0
     assert float((found.similarity[ONE].invert(KNOB[None])[0, 0] - KNOB * sign * 0.2).norm()) < 0.01
+
+
+def test_the_contact_may_be_hidden_from_all_cameras_but_one(volume: Volume) -> None:
+    region = box_skill().contact_points()
+    state = first_guesses(volume, seen_box(BoxWithKnob(), torch.eye(4), torch.ones(3)), 1.0, AlignConfig(views=1))[ONE]
+    state = replace(state, translation=state.pivot[None], log_scale=torch.zeros(1, 3))  # the identity
+    front, back = torch.tensor([[0.0, -4.0, 0.5]]), torch.tensor([[0.0, 4.0, 0.5]])
+    assert float(seen_share(volume, state, region, front)) > 0.8
+    assert float(seen_share(volume, state, region, back)) == 0.0
+    assert float(seen_share(volume, state, region, torch.cat((back, front)))) > 0.8
+
+
+def test_two_views_are_aligned_as_one(volume: Volume) -> None:
+    size, pose = torch.tensor([0.2, 0.2, 0.2]), somewhere(0.7)
+    one, other = (seen_box(BoxWithKnob(), pose, size, turn=turn, count=250) for turn in (math.pi + 0.5, 0.5))
+    mixed = torch.randperm(len(one.points) + len(other.points), generator=torch.Generator().manual_seed(0))
+    both = Target(
+        torch.cat((one.points, other.points))[mixed],
+        torch.cat((one.descriptors, other.descriptors))[mixed],
+        torch.cat((one.normals, other.normals))[mixed],
+        torch.cat((one.free, other.free)),
+        torch.cat((one.eyes, other.eyes)),
+        torch.cat((one.seen_by, other.seen_by + 1))[mixed],
+        torch.zeros(0, 3),
+        one.table,
+    )
+    best = align(volume, both, 0.2, -0.5, box_skill().contact_points()).similarity[ONE]
+    knob = pose[:3, :3] @ (KNOB * size) + pose[:3, 3]
+    assert float((best.invert(KNOB[None])[0, 0] - knob).norm()) < 0.01
+
+
+def test_a_hypothesis_that_turns_away_in_the_fine_stage_does_not_win(volume: Volume) -> None:
+    """The knob is out of the camera's sight: whatever costs least, what hides the contact comes after what shows it."""
+    target = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]), turn=math.pi)
+    region = box_skill().contact_points()
+    found = align(volume, target, 0.2, -0.5, region)
+    hidden = seen_share(volume, found.similarity, region, target.eyes) < AlignConfig().least_seen
+    assert bool((hidden.int().diff() >= 0).all()), "shown ones first"
+    assert float(found.cost.max()) < 1e3, "costs are those of the energy"
+
+
+def test_a_skill_without_metres_is_found_at_any_size_by_both_solvers(volume: Volume) -> None:
+    function = BoxWithKnob()
+    target = seen_box(function, somewhere(0.2), torch.tensor([0.8, 0.8, 0.8]))
+    region = box_skill().contact_points()
+    known = align(volume, target, 0.2, -0.5, region).similarity
+    free = align(volume, target, 0.2, -0.5, region, metric=False).similarity
+    large, shrunk = (float((-found.log_scale[0].mean()).exp()) for found in (free, known))
+    assert large == pytest.approx(0.8, rel=0.02)
+    assert shrunk < large - 0.01, "the demonstrated size pulls where it is known"
+    config = AdamAlignConfig(views=8, keep=1, coarse=30, fine=5, rays=96)
+    printed = align_adam(function, volume, target, 0.2, region, config, metric=False).similarity
+    assert float((-printed.log_scale[0].mean()).exp()) == pytest.approx(0.8, rel=0.2)
+
+
+def test_a_leaning_object_is_found_from_raised_circles(volume: Volume) -> None:
+    """Where nothing tells what is up, the horizontal circle alone does not hold the right view."""
+    lean = torch.eye(4)
+    lean[:3, :3] = rotation_about_axis(torch.tensor([1.0, 0.0, 0.0]), torch.tensor(1.0))
+    target = replace(seen_box(BoxWithKnob(), lean, torch.tensor([0.2, 0.2, 0.2])), table=None)
+    config = AlignConfig(mirror=False, raised=(-1.0, 0.0, 1.0), weights=Weights(tilt=math.inf, stretch=0.0))
+    guesses = first_guesses(volume, target, 0.2, config)
+    assert len(guesses) == 72
+    eye = torch.nn.functional.normalize(guesses.rotation @ (target.eyes[0] - guesses.pivot), dim=-1)
+    heights = eye[:, 2].reshape(3, 24)
+    assert bool((heights.diff(dim=0) > 0.3).all()), "the camera looks from higher, circle by circle"
+    found = align(volume, target, 0.2, None, box_skill().contact_points(), config).similarity
+    turned = found.rotation[0] @ lean[:3, :3]
+    assert math.degrees(math.acos(min(1.0, (float(torch.trace(turned)) - 1) / 2))) < 3.0
+
+
+def test_what_stands_beside_an_object_keeps_it_out(volume: Volume) -> None:
+    target = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
+    inside = replace(target, others=0.2 * torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.2, 0.1]]), free=torch.zeros(0, 3))
+    one = _some(1)
+    one = replace(
+        one, log_scale=torch.full((1, 3), -math.log(0.2)), translation=torch.zeros(1, 3), pivot=torch.zeros(3)
+    )
+    one = replace(one, rotation=torch.eye(3)[None])
+    silent = Problem(volume, inside, Weights(), 0.2, -0.5)(one)
+    loud = Problem(volume, inside, Weights(collision=0.02), 0.2, -0.5)(one)
+    assert "collision" not in silent.terms and float(loud.terms["collision"]) > 10.0
+    assert float(loud.cost) == pytest.approx(float(silent.cost + loud.terms["collision"]), rel=1e-5)
 
 
 def test_motions_follow_the_alignment(volume: Volume) -> None:
@@ -160,7 +244,7 @@ def test_motions_follow_the_alignment(volume: Volume) -> None:
 def test_motions_of_a_mirrored_object_turn_the_other_way(volume: Volume) -> None:
     sign = torch.tensor([-1.0, 1.0, 1.0])
     plain = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
-    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eye=plain.eye * sign)
+    mirrored = replace(plain, points=plain.points * sign, free=plain.free * sign, eyes=plain.eyes * sign)
     joint = transfer_skill(box_skill(), mirrored, volume).joint
     assert float(joint.axis[2]) > 0.99
     assert float((joint.point - HINGE * sign * 0.2)[:2].norm()) < 0.01

@@ -14,6 +14,7 @@ from afield.decoding import (
     compose,
     decode_trajectory,
     joint_from_motions,
+    push_direction,
     push_pose,
     relative_motions,
 )
@@ -144,13 +145,25 @@ def test_the_phases_of_grasp_and_push():
     away = trajectory.poses[1, :3, 3] - trajectory.poses[0, :3, 3]
     assert torch.allclose(away, 0.1 * trajectory.poses[0, :3, 2])
     normal = torch.tensor([0.0, -1.0, 0.0])
-    pushed = decode_trajectory(push_pose(handle(item), normal), 0.0, motions, DecodeConfig(mode="push"))
+    pushed = decode_trajectory(push_pose(handle(item), -normal), 0.0, motions, DecodeConfig(mode="push"))
     assert pushed.labels == ("pregrasp", "approach", *["move"] * 8, "retreat")
     assert float(pushed.opening.max()) == 0.0
     assert torch.allclose(pushed.poses[0, :3, 3], handle(item) + 0.1 * normal)
     assert torch.allclose(torch.linalg.det(pushed.poses[:, :3, :3]), torch.ones(11))
-    down = push_pose(torch.zeros(3), torch.tensor([0.0, 0.0, 1.0]))
+    tips = push_pose(handle(item), -normal, tip=0.009)
+    assert torch.allclose(tips[:3, 3] + 0.009 * tips[:3, 2], handle(item)), "the tips touch, not what lies between them"
+    down = push_pose(torch.zeros(3), torch.tensor([0.0, 0.0, -1.0]))
     assert torch.allclose(down[:3, 2], torch.tensor([0.0, 0.0, -1.0])) and bool(torch.isfinite(down).all())
+
+
+def test_a_part_is_pushed_the_way_it_goes():
+    item = Furniture("laptop")
+    open_lid, close = (torch.from_numpy(joint_motion(item, angle)).float() for angle in (1.2, -0.1))
+    edge = (open_lid @ torch.cat((handle(item), torch.ones(1))))[:3]
+    way = push_direction(edge, close[None])
+    assert float(way @ torch.tensor([0.0, -1.0, 0.0])) > 0.8 and float(way[2]) < 0.0, "forwards and down"
+    hinge = torch.from_numpy(item.axis[0]).float()
+    assert abs(float(way @ (edge - hinge) / (edge - hinge).norm())) < 0.06, "across the lid"
 
 
 def test_what_cannot_be_decoded_is_refused():

@@ -21,6 +21,9 @@ from afield.geometry import rotation_about_axis, rotation_angle
 from afield.optimize import LevenbergMarquardtConfig, Quadratic, minimize_lm
 from afield.target import Target
 
+HIDDEN = 1e3
+"""Added to the cost of hypotheses whose contact region no camera would see."""
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -109,6 +112,8 @@ class Weights:
     """Difference of descriptors."""
     free: float = 0.02
     """How deep a point known to be empty lies inside, in canonical units."""
+    collision: float = math.inf
+    """How deep a point of something else lies inside, in canonical units; infinite leaves this term out."""
     contact: float = 0.10
     """Distance of points that look like the contact region to it, in canonical units; fine stage only."""
     tilt: float = 0.03
@@ -128,7 +133,10 @@ class AlignConfig:
     """How the search is done."""
 
     views: int = 24
-    """Hypotheses N_r on the horizontal circle."""
+    """Hypotheses N_r on each circle."""
+    raised: tuple[float, ...] = (0.0,)
+    """Circles, by how much the object leans towards the camera on them, in radians. The horizontal one suffices where +z is up;
+    others are for worlds that do not know what is up, with `Weights.tilt` infinite."""
     mirror: bool = True
     """Also try the mirrored function."""
     weights: Weights = field(default_factory=Weights)
@@ -142,7 +150,7 @@ class AlignConfig:
 
 @dataclass(frozen=True)
 class Alignment:
-    """All hypotheses after the search, best first."""
+    """The hypotheses that went on to the end, best first; those whose contact region would be hidden come last."""
 
     similarity: Similarity
     cost: Float[Tensor, "s"]
@@ -152,9 +160,9 @@ class Alignment:
 def first_guesses(
     volume: Volume, target: Target, scale: float, config: AlignConfig, *, metric: bool = True
 ) -> Similarity:
-    """Hypotheses: the camera somewhere on a circle around the object, which fills what is seen.
+    """Hypotheses: the camera somewhere on circles around the object, which fills what is seen.
 
-    For each, the part of the surface that would face the camera is laid onto the seen points, middle onto middle.
+    For each, the part of the surface that would face a camera is laid onto the seen points, middle onto middle.
 
     Args:
         volume: the baked function.
@@ -163,20 +171,23 @@ def first_guesses(
         config: how many.
         metric: whether the scale means anything; if not, any size is tried.
     """
+    pivot = _box(target.points)[0]
+    up = torch.tensor([0.0, 0.0, 1.0])
+    lying = functional.normalize(torch.linalg.cross(up, target.eyes[0] - pivot), dim=0)
+    lean = rotation_about_axis(lying.expand(len(config.raised), 3), -torch.tensor(config.raised))
     angle = torch.arange(config.views) * (2 * math.pi / config.views)
-    rotation = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]).expand(config.views, 3), angle)
-    sign = torch.ones(config.views, 3)
+    rotation = (rotation_about_axis(up.expand(config.views, 3), angle) @ lean[:, None]).flatten(0, 1)
+    sign = torch.ones(len(rotation), 3)
     if config.mirror:
         rotation, sign = rotation.repeat(2, 1, 1), torch.cat((sign, sign * torch.tensor([-1.0, 1.0, 1.0])))
-    pivot = _box(target.points)[0]
     start = Similarity(
         rotation, torch.zeros(len(rotation), 3), torch.full((len(rotation), 3), -math.log(scale)), sign, pivot
     )
     seen = start.turned(target.points)
-    towards = functional.normalize((sign * (rotation @ (target.eye - pivot))), dim=-1)
+    towards = functional.normalize(sign[:, None] * ((target.eyes - pivot) @ rotation.mT), dim=-1)
     shifts, sizes = [], []
     for index in range(len(start)):
-        facing = (volume.normals @ towards[index]) > 0.15
+        facing = (volume.normals @ towards[index].T).amax(dim=-1) > 0.15
         middle, extent = _box(volume.surface[facing])
         own_middle, own_extent = _box(seen[index])
         size = extent.norm() / own_extent.norm().clamp_min(1e-6)
@@ -222,17 +233,25 @@ class Problem:
         ]
         difference = (value[..., 1 : channels - 1] - self.target.descriptors) / weights.feature
         parts.append(("feature", Quadratic.of(difference, slope[..., 1 : channels - 1, :] / weights.feature, jacobian)))
-        if len(self.target.free):
-            empty, way = self.volume.look_up(state.apply(self.target.free), distance_only=True)
-            deep = empty.clamp_max(0.0) / weights.free
-            slope = way * (deep < 0).unsqueeze(-1) / weights.free
-            parts.append(("free", Quadratic.of(deep, slope, state.derivative(self.target.free))))
+        parts += self._outside(state, "free", self.target.free, weights.free)
+        parts += self._outside(state, "collision", self.target.others, weights.collision)
         if self.like_contact is not None and self.contact is not None:
             place, jacobian = state.apply(self.like_contact), state.derivative(self.like_contact)
             nearest = self.contact[torch.cdist(place, self.contact.expand(len(state), -1, -1)).argmin(dim=-1)]
             one = torch.eye(3).expand(*place.shape[:-1], 3, 3) / weights.contact
             parts.append(("contact", Quadratic.of((place - nearest) / weights.contact, one, jacobian)))
         return [*parts, *self._priors(state)]
+
+    def _outside(
+        self, state: Similarity, name: str, points: Float[Tensor, "m 3"], width: float
+    ) -> list[tuple[str, Quadratic]]:
+        """Points that must not lie inside of the object."""
+        if len(points) == 0 or not math.isfinite(width):
+            return []
+        distance, way = self.volume.look_up(state.apply(points), distance_only=True)
+        deep = distance.clamp_max(0.0) / width
+        slope = way * (deep < 0).unsqueeze(-1) / width
+        return [(name, Quadratic.of(deep, slope, state.derivative(points)))]
 
     def _priors(self, state: Similarity) -> list[tuple[str, Quadratic]]:
         """It stands upright on the table and is about as large as the demonstrated one."""
@@ -293,12 +312,12 @@ def align(
     for steps, points, keep in config.rounds:
         part = replace(problem, target=target.thinned(points))
         coarse = minimize_lm(part, state, LevenbergMarquardtConfig(steps), basis)
-        hidden = seen_share(volume, coarse.state, contact, target.eye) < config.least_seen
-        cost = coarse.quadratic.cost + 1e3 * hidden
-        state = coarse.state[distinct(coarse.state, cost, keep)]
+        hidden = seen_share(volume, coarse.state, contact, target.eyes) < config.least_seen
+        state = coarse.state[distinct(coarse.state, coarse.quadratic.cost + HIDDEN * hidden, keep)]
     problem = replace(problem, contact=contact, like_contact=like_contact(volume, target))
     fine = minimize_lm(problem, state, LevenbergMarquardtConfig(config.fine), basis)
-    order = fine.quadratic.cost.argsort(stable=True)
+    hidden = seen_share(volume, fine.state, contact, target.eyes) < config.least_seen
+    order = (fine.quadratic.cost + HIDDEN * hidden).argsort(stable=True)
     terms = {name: value[order] for name, value in fine.quadratic.terms.items()}
     return Alignment(fine.state[order], fine.quadratic.cost[order], terms)
 
@@ -321,19 +340,20 @@ def distinct(state: Similarity, cost: Float[Tensor, "s"], keep: int) -> Int[Tens
 
 
 def seen_share(
-    volume: Volume, state: Similarity, region: Float[Tensor, "k 3"], eye: Float[Tensor, "3"], samples: int = 24
+    volume: Volume, state: Similarity, region: Float[Tensor, "k 3"], eyes: Float[Tensor, "v 3"], samples: int = 24
 ) -> Float[Tensor, "s"]:
-    """Share of the contact region that the camera would see: no part of the object lies on the way to it.
+    """Share of the contact region that the cameras would see: no part of the object lies on the way to one of them.
 
     The thing that is touched, a handle say, hides its own far side; so a point counts as hidden only behind a depth of 4% inside.
     """
     region = region[:: max(1, len(region) // 40)]
-    there = state.apply(eye[None])
-    way = functional.normalize(there - region, dim=-1)
     along = torch.linspace(0.05, 2.2, samples)
-    points = region[None, :, None] + way[:, :, None] * along[:, None]
-    inside = volume.look_up(points, distance_only=True)[0][..., 0] < -0.04
-    return 1.0 - inside.any(dim=-1).float().mean(dim=-1)
+    seen = torch.zeros(len(state), len(region), dtype=torch.bool)
+    for eye in eyes:
+        way = functional.normalize(state.apply(eye[None]) - region, dim=-1)
+        points = region[None, :, None] + way[:, :, None] * along[:, None]
+        seen |= (volume.look_up(points, distance_only=True)[0][..., 0] >= -0.04).all(dim=-1)
+    return seen.float().mean(dim=-1)
 
 
 def align_cloud(volume: Volume, points: Float[Tensor, "n 3"], steps: int = 40) -> Alignment:
@@ -355,7 +375,10 @@ def align_cloud(volume: Volume, points: Float[Tensor, "n 3"], steps: int = 40) -
         rotation, volume.surface.mean(dim=0).expand(count, 3), scale.expand(count, 3), torch.ones(count, 3), pivot
     )
     nothing = torch.zeros(len(points), volume.descriptors.shape[1])
-    target = Target(points, nothing, torch.zeros_like(points), torch.zeros(0, 3), pivot)
+    nobody = torch.zeros(len(points), dtype=torch.long)
+    target = Target(
+        points, nothing, torch.zeros_like(points), torch.zeros(0, 3), pivot[None], nobody, torch.zeros(0, 3)
+    )
     weights = Weights(feature=1e6, tilt=math.inf, scale=1e6, stretch=0.0)
     problem = Problem(volume, target, weights, float((-scale).exp()), None)
     solved = minimize_lm(problem, start, LevenbergMarquardtConfig(steps), _equal_scales())

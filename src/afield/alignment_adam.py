@@ -34,6 +34,7 @@ class AdamAlignConfig:
     fine: int = 50
     """Iterations with L_fea + beta_3 L_cnt + beta_4 L_surf."""
     learning_rate: float = 1e-2
+    """Of Adam, for radians, canonical units and log-scale alike."""
     beta: tuple[float, float, float, float] = (1000.0, 100.0, 100.0, 1000.0)
     """beta_1 to beta_4."""
     rays: int = 256
@@ -53,6 +54,8 @@ def align_adam(
     scale: float,
     contact: Float[Tensor, "k 3"],
     config: AdamAlignConfig | None = None,
+    *,
+    metric: bool = True,
 ) -> Alignment:
     """Align as printed.
 
@@ -63,10 +66,11 @@ def align_adam(
         scale: metres per canonical unit of the demonstrated object.
         contact: Q_c, canonical points.
         config: see `AdamAlignConfig`.
+        metric: whether the demonstrated size is known; if not, any size is tried.
     """
     config = config or AdamAlignConfig()
     seen = target.thinned(config.rays)
-    start = first_guesses(volume, target, scale, AlignConfig(views=config.views, mirror=False))
+    start = first_guesses(volume, target, scale, AlignConfig(views=config.views, mirror=False), metric=metric)
     rank = rank_views(function, seen, start, config)
     state = start[rank.argsort(stable=True)[: config.keep]]
     state, _ = _descend(function, seen, state, config, config.coarse, None)
@@ -99,11 +103,11 @@ def rank_views(
 
 
 def _image(target: Target) -> Float[Tensor, "n 2"]:
-    """Where the seen points lie in the picture, in sides of their box."""
-    forward = functional.normalize(target.points.mean(dim=0) - target.eye, dim=0)
+    """Where the seen points lie in the picture of the first camera, in sides of their box."""
+    forward = functional.normalize(target.points.mean(dim=0) - target.eyes[0], dim=0)
     right = functional.normalize(torch.linalg.cross(forward, torch.tensor([0.0, 0.0, 1.0])), dim=0)
     down = torch.linalg.cross(forward, right)
-    ray = target.points - target.eye
+    ray = target.points - target.eyes[0]
     place = torch.stack((ray @ right, ray @ down), dim=-1) / (ray @ forward)[:, None]
     low, high = place.amin(dim=0), place.amax(dim=0)
     return (place - low) / (high - low).clamp_min(1e-6)
@@ -111,10 +115,9 @@ def _image(target: Target) -> Float[Tensor, "n 2"]:
 
 def _render(function: AffordanceField, target: Target, state: Similarity, config: AdamAlignConfig) -> Rendered:
     """What the field would show along the rays of the seen points; depth in canonical units along the ray."""
-    eye = state.apply(target.eye[None])[0]
-    ray = state.apply(target.points)[0] - eye
+    origin = state.apply(target.eyes)[0][target.seen_by]
+    ray = state.apply(target.points)[0] - origin
     direction = functional.normalize(ray, dim=-1)
-    origin = eye.expand_as(direction)
     with torch.no_grad():
         near, far = box_interval(origin, direction)
     return render(function, Rays(origin, direction, near, far, torch.ones(len(ray))), config.rendering, normals=False)
@@ -174,7 +177,7 @@ def _loss(
     seen = _render(function, target, state, config)
     feature = (1.0 - torch.cosine_similarity(target.descriptors, seen.descriptor, dim=-1)).mean()
     if similar is None:
-        wanted = (place - state.apply(target.eye[None])[0]).norm(dim=-1)
+        wanted = (place - state.apply(target.eyes)[0][target.seen_by]).norm(dim=-1)
         depth = functional.huber_loss(seen.depth, wanted * seen.opacity)
         return feature + beta1 * surface + beta2 * depth
     contact, alike = similar

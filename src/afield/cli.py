@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -226,7 +227,9 @@ def fit(
     out: Out,
     narration: str | None = None,
     extractor: str = "dinov2-s-embedded",
+    backend: Literal["grid", "neus"] = "grid",
     depth: bool = True,
+    withhold: int = 0,
     seed: int = 0,
 ) -> None:
     """Fit a skill to posed pictures of an object with labels: where it is touched and how it moves.
@@ -236,7 +239,9 @@ def fit(
         out: folder for the skill.
         narration: what is done, for instance "open the microwave"; the labels' own by default.
         extractor: name of the image feature extractor.
-        depth: use measured depth where there is some.
+        backend: grid, or neus: the paper's networks and protocol, which take hours without a GPU.
+        depth: use measured depth where there is some; the paper's protocol does not.
+        withhold: keep every so many-th view away from the fit and judge the skill on it; 0 fits all.
         seed: seed of everything random.
     """
     from afield.artifacts import check_replaceable
@@ -244,9 +249,13 @@ def fit(
     from afield.skill_pipeline import skill_from_capture
 
     check_replaceable(out)
-    config = FitConfig(depth=depth, seed=seed)
-    skill = skill_from_capture(capture, narration=narration, extractor=extractor, config=config)
+    config = FitConfig(depth=depth) if backend == "grid" else FitConfig.published()
+    config = replace(config, withhold=withhold, seed=seed)
+    checkpoint = out.with_name(f".{out.name}.fit")
+    skill = skill_from_capture(capture, narration=narration, extractor=extractor, config=config, checkpoint=checkpoint)
     skill.save(out)
+    for name, value in skill.provenance["fit"].get("held_out", {}).items():
+        _say(f"on withheld views: {name} {value}")
     _say(f"Skill '{skill.name}' ({skill.narration}) saved in {out}")
     _say(f"Next: afield act --skill {out} --scene CAPTURE -o RUN")
 
@@ -256,7 +265,10 @@ def act(
     skill: Path,
     scene: Path,
     out: Out,
-    solver: str = "lm",
+    preset: Literal["default", "published"] = "default",
+    solver: Literal["lm", "adam"] | None = None,
+    detector: Literal["antipodal", "contact-graspnet"] = "antipodal",
+    export: tuple[Path, ...] = (),
     force: bool = False,
     seed: int = 0,
 ) -> None:
@@ -266,17 +278,25 @@ def act(
         skill: a skill made by `afield fit` or `afield distill`.
         scene: capture of the target, one RGB-D view with a mask suffices.
         out: folder for the run.
-        solver: lm, or adam: the paper's rendering and descent, with its weights.
+        preset: default, or published: the paper's solver and its weights of the flow.
+        solver: lm, or adam: the paper's rendering and descent; the preset's if left out.
+        detector: of grasps: antipodal, or contact-graspnet (the network of the wheel `cgn-pytorch`).
+        export: further files for the trajectory: NAME.json, NAME.csv, or a folder for a LeRobot dataset.
         force: go on where the object is not like the demonstrated one.
         seed: seed of everything random.
     """
     from afield.artifacts import check_replaceable
     from afield.skill_pipeline import act_from_files
     from afield.skills import Skill
+    from afield.transfer_skill import SkillTransferConfig
 
     check_replaceable(out)
-    run = act_from_files(Skill.load(skill), scene, solver=solver, force=force, seed=seed)
+    config = SkillTransferConfig.published() if preset == "published" else SkillTransferConfig()
+    shown = Skill.load(skill)
+    run = act_from_files(shown, scene, solver=solver, config=config, detector=detector, force=force, seed=seed)
     run.save(out)
+    for file in export:
+        run.trajectory.export(file, task=shown.narration)
     quality = run.quality
     _say(
         f"{quality['on_surface']:.0%} of what is seen lies on the aligned surface, descriptors agree to "
@@ -286,18 +306,19 @@ def act(
 
 
 @app.command
-def simulate(run: tyro.conf.Positional[Path]) -> None:
+def simulate(run: tyro.conf.Positional[Path], task: Literal["open", "close"] | None = None) -> None:
     """Test a run in physics: a grasp by lifting and six pushes, a skill by an arm that performs it.
 
     Args:
         run: a run made by `afield grasp` or `afield act`.
+        task: which way a joint is to move; as the skill's narration says if left out.
     """
     from afield.pipeline import simulate_run
     from afield.skill_pipeline import execute_run
     from afield.skill_run import SkillRun
 
     if SkillRun.is_run(run):
-        done = execute_run(run)
+        done = execute_run(run, task=task)
         _say("The arm did it." if done.success else f"The arm failed: {done.failure}")
         return
     test = simulate_run(run)
@@ -513,6 +534,33 @@ def bench_align(
     config = align_bench.AlignBenchConfig(objects or align_bench.SHIPPED, trials, rows, out, seed)
     result = align_bench.run(config)
     _say(align_bench.markdown(result))
+    if json_file is not None:
+        write_json(json_file, result)
+
+
+@bench_app.command(name="act")
+def bench_act(
+    tasks: tuple[str, ...] = (),
+    instances: int = 5,
+    out: Out = Path("runs/bench_act"),
+    seed: int = 0,
+    json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
+) -> None:
+    """Show tasks once and let an arm do them on other instances, in physics.
+
+    Args:
+        tasks: open or close and a kind of furniture, for instance "open microwave"; all seven by default.
+        instances: other instances for each task.
+        out: work folder; an interrupted run goes on from there.
+        seed: of the first instance.
+        json_file: write rates and every trial here.
+    """
+    from afield.artifacts import write_json
+    from afield.benchmark import act_bench
+
+    config = act_bench.ActBenchConfig(instances=instances, out=out, seed=seed)
+    result = act_bench.run(replace(config, tasks=tasks or config.tasks))
+    _say(act_bench.markdown(result))
     if json_file is not None:
         write_json(json_file, result)
 

@@ -187,23 +187,40 @@ def decode_trajectory(
     return Trajectory(torch.stack(poses), torch.tensor(opening, dtype=torch.float32), labels, provenance)
 
 
-def push_pose(
-    contact: Float[Tensor, "3"], normal: Float[Tensor, "3"], up: Float[Tensor, "3"] | None = None
-) -> Float[Tensor, "4 4"]:
-    """`T_world_gripper` of closed fingers that touch a surface point along its normal, fingers side by side.
+def push_direction(contact: Float[Tensor, "3"], motions: Float[Tensor, "w 4 4"]) -> Float[Tensor, "3"]:
+    """The way a point of the part goes at first: fingers that push come from behind it.
 
     Args:
         contact: where to push, in metres.
-        normal: of the surface there, outwards.
-        up: which way is up; fingers close across it. World +Z without it.
+        motions: as from `relative_motions`.
     """
-    approach = -torch.nn.functional.normalize(normal, dim=0)
+    return torch.nn.functional.normalize(transform_points(motions[0], contact[None])[0] - contact, dim=0)
+
+
+def push_pose(
+    contact: Float[Tensor, "3"],
+    direction: Float[Tensor, "3"],
+    up: Float[Tensor, "3"] | None = None,
+    *,
+    tip: float = 0.0,
+) -> Float[Tensor, "4 4"]:
+    """`T_world_gripper` of closed fingers that push a point, side by side.
+
+    Args:
+        contact: where to push, in metres.
+        direction: which way, see `push_direction`.
+        up: which way is up; fingers close across it. World +Z without it.
+        tip: how far the fingers reach beyond the gripper's origin, in metres; 9 mm those of the Franka hand.
+    """
+    approach = torch.nn.functional.normalize(direction, dim=0)
     up = torch.tensor([0.0, 0.0, 1.0]).to(approach) if up is None else up
     across = torch.linalg.cross(up, approach)
     if float(across.norm()) < 1e-3:  # pushing straight down or up: any direction does
         across = torch.linalg.cross(torch.tensor([0.0, 1.0, 0.0]).to(approach), approach)
     across = torch.nn.functional.normalize(across, dim=0)
-    return pose_from(torch.stack((torch.linalg.cross(across, approach), across, approach), dim=1), contact)
+    return pose_from(
+        torch.stack((torch.linalg.cross(across, approach), across, approach), dim=1), contact - tip * approach
+    )
 
 
 def _contact_reach(displacement: Float[Tensor, "q h 3"], seen: Tensor, distance: Float[Tensor, "q"]) -> float:

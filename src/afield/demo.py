@@ -25,7 +25,7 @@ from afield.perception.features import extractor_by_name
 from afield.pipeline import scene_from_capture, simulate_run, transfer_and_rehearse, view_run
 from afield.pretrain import train_field
 from afield.run import Run
-from afield.simulate.articulated import ExecutionTest
+from afield.simulate.execution import ExecutionTest
 from afield.skill_pipeline import act_from_files, execute_run, skill_from_capture
 from afield.skill_run import SkillRun
 from afield.transfer import TransferConfig

@@ -7,16 +7,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from afield.alignment import Alignment
 from afield.capture import read_capture
 from afield.capture.furniture import world_from_extra
-from afield.decoding import DecodeConfig, decode_trajectory, push_pose
+from afield.decoding import DecodeConfig, decode_trajectory, push_direction, push_pose
 from afield.distill import FitConfig, fit_affordance
 from afield.distill.label_files import read_shown
 from afield.distill.labels import describe_views
@@ -24,18 +25,21 @@ from afield.errors import AfieldError
 from afield.fields.volume import Volume
 from afield.observation import Observation
 from afield.perception.features import extractor_by_name
-from afield.perception.grasps import AntipodalConfig, AntipodalDetector, GraspDetector
+from afield.perception.grasps import AntipodalConfig, AntipodalDetector, GraspDetector, GripperShape
 from afield.scene import estimate_normals
-from afield.simulate.articulated import ExecutionTest, execute_trajectory, film_execution
+from afield.simulate.execution import ExecutionTest, execute_trajectory, film_execution
 from afield.skill_run import SkillRun
 from afield.skills import DescriptorBasis, Skill
-from afield.target import see_target
+from afield.target import Target, see_target
 from afield.trajectory import Trajectory
-from afield.transfer_skill import SOLVERS, SkillTransfer, SkillTransferConfig, transfer_skill
+from afield.transfer_skill import SOLVERS, SkillTransfer, SkillTransferConfig, carry_over, transfer_skill
 
 logger = logging.getLogger(__name__)
 
 EXECUTION_NAME = "execution"
+DETECTORS = ("antipodal", "contact-graspnet")
+RIVAL = 2.0
+"""Alignments that cost more than so many times the best one are not tried."""
 AROUND = 0.35
 """Points this close to the contact keep the gripper from what is there, in metres."""
 CONTACT_RADIUS = 0.012
@@ -51,6 +55,7 @@ def skill_from_capture(
     narration: str | None = None,
     extractor: str = "dinov2-s-embedded",
     config: FitConfig | None = None,
+    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> Skill:
     """Fit a skill to a capture with labels (see `afield.distill.label_files`).
@@ -60,13 +65,22 @@ def skill_from_capture(
         narration: instead of the labels' own.
         extractor: name of the image feature extractor.
         config: of the fit.
+        checkpoint: folder that keeps the standing of the fit, from which a killed one goes on.
         progress: show progress bars.
+
+    Raises:
+        AfieldError: there are no labels, they do not fit the views, or nobody says how the object moves.
     """
     observation = read_capture(capture)
     shown = read_shown(capture, observation)
+    if shown.labels.flow is None:
+        raise AfieldError(
+            f"The labels of {capture} have no flow, so nothing says how the object moves; a skill needs tracks of its points "
+            "in labels/flow (docs/affordance.md)."
+        )
     maps, mean, basis = describe_views(observation, extractor_by_name(extractor), progress=progress)
     labels = replace(shown.labels, descriptors=maps)
-    fitted = fit_affordance(observation, labels, config, progress=progress)
+    fitted = fit_affordance(observation, labels, config, checkpoint=checkpoint, progress=progress)
     floor = None if labels.floor is None else float((labels.floor - fitted.center[2]) / fitted.scale)
     return Skill(
         observation.name,
@@ -86,9 +100,9 @@ def act_from_files(
     skill: Skill,
     capture: Path,
     *,
-    solver: str = "lm",
+    solver: str | None = None,
     config: SkillTransferConfig | None = None,
-    detector: GraspDetector | None = None,
+    detector: str | GraspDetector = "antipodal",
     force: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -97,10 +111,10 @@ def act_from_files(
 
     Args:
         skill: what was shown.
-        capture: one or more RGB-D views with a mask of the object.
-        solver: lm, or adam: as printed.
+        capture: folder with one or more RGB-D views with a mask of the object.
+        solver: lm, or adam: as printed; the configuration's if None.
         config: of the transfer.
-        detector: of grasps; antipodal ones by default.
+        detector: of grasps: antipodal, contact-graspnet, or your own.
         force: go on where the object does not look like the demonstrated one.
         seed: of everything random.
         progress: show progress bars.
@@ -108,23 +122,42 @@ def act_from_files(
     Raises:
         AfieldError: nothing there looks like the demonstrated object, or no grasp is free.
     """
-    if solver not in SOLVERS:
-        raise AfieldError(f"There is no solver '{solver}'; choose one of {', '.join(SOLVERS)}.")
-    config = replace(config or SkillTransferConfig(), solver=solver)
+    config = config or SkillTransferConfig()
+    config = replace(config, solver=solver or config.solver)
+    if config.solver not in SOLVERS:
+        raise AfieldError(f"There is no solver '{config.solver}'; choose one of {', '.join(SOLVERS)}.")
+    if isinstance(detector, str) and detector not in DETECTORS:
+        raise AfieldError(f"There is no grasp detector '{detector}'; choose one of {', '.join(DETECTORS)}.")
+    run = act(skill, read_capture(capture), config=config, detector=detector, force=force, seed=seed, progress=progress)
+    return replace(run, capture=Path(capture))
+
+
+def act(
+    skill: Skill,
+    observation: Observation,
+    *,
+    config: SkillTransferConfig | None = None,
+    detector: str | GraspDetector = "antipodal",
+    force: bool = False,
+    seed: int = 0,
+    progress: bool = True,
+) -> SkillRun:
+    """`act_from_files` for pictures at hand; see there."""
+    config = config or SkillTransferConfig()
+    config = replace(config, decode=replace(config.decode, seed=seed))
     seconds: dict[str, float] = {}
     begin = time.monotonic()
-    observation = read_capture(capture)
     extractor = extractor_by_name(skill.basis.extractor)
     target = see_target(observation, skill.basis, extractor, seed=seed, progress=progress)
     seconds["see"] = time.monotonic() - begin
     begin = time.monotonic()
-    volume = Volume.bake(skill.field)
+    volume = Volume.bake(skill.field, seed=seed)
     result = transfer_skill(skill, target, volume, config)
     seconds["align"] = time.monotonic() - begin
     refuse_if_unlike(skill.name, observation.name, result.quality, force=force)
     begin = time.monotonic()
-    detector = detector or AntipodalDetector(AntipodalConfig(floor=target.table))
-    trajectory = grasp_and_move(skill, observation, result, config.decode, detector)
+    found = detector_by_name(detector, target.table, seed) if isinstance(detector, str) else detector
+    result, trajectory = _first_that_can_be_held(skill, observation, target, volume, result, config.decode, found)
     seconds["grasp"] = time.monotonic() - begin
     return SkillRun(
         skill,
@@ -135,9 +168,63 @@ def act_from_files(
         result.contact,
         result.joint,
         result.quality,
-        Path(capture),
+        None,
         seconds,
+        {"seed": seed, "solver": config.solver, "detector": type(found).__name__},
     )
+
+
+def _first_that_can_be_held(
+    skill: Skill,
+    observation: Observation,
+    target: Target,
+    volume: Volume,
+    result: SkillTransfer,
+    config: DecodeConfig,
+    detector: GraspDetector,
+) -> tuple[SkillTransfer, Trajectory]:
+    """Take the next best alignment where nothing can be taken hold of at the contact of the best one.
+
+    Raises:
+        AfieldError: the reason why the best one offers no grasp, if none of those that cost at most `RIVAL` times as much does.
+    """
+    alignment, reason = result.alignment, None
+    for index in range(len(alignment.cost)):
+        if float(alignment.cost[index]) > RIVAL * float(alignment.cost[0]):
+            break
+        try:
+            if index > 0:
+                rest = Alignment(
+                    alignment.similarity[torch.arange(index, len(alignment.cost))], alignment.cost[index:], {}
+                )
+                result = carry_over(skill, target, volume, rest, config)
+            trajectory = grasp_and_move(skill, observation, result, config, detector)
+        except AfieldError as error:
+            reason = reason or error
+            continue
+        if index > 0:
+            logger.warning(
+                "Nothing can be held where the best alignment puts the contact; alignment %d is taken.", index + 1
+            )
+        return result, trajectory
+    assert reason is not None, "the best one was tried"
+    raise reason
+
+
+def detector_by_name(name: str, floor: float | None, seed: int = 0) -> GraspDetector:
+    """A grasp detector, one of `DETECTORS`.
+
+    Args:
+        name: antipodal, or contact-graspnet: the network of the `cgn-pytorch` wheel.
+        floor: height that no part of the gripper may reach below, in metres.
+        seed: of the points that the network is shown.
+    """
+    antipodal = AntipodalDetector(AntipodalConfig(floor=floor))
+    if name == "antipodal":
+        return antipodal
+    from afield.perception.contact_graspnet import ContactGraspNetDetector
+
+    return ContactGraspNetDetector(check=antipodal, seed=seed)
 
 
 def refuse_if_unlike(skill: str, scene: str, quality: Mapping[str, Any], *, force: bool) -> None:
@@ -176,14 +263,14 @@ def grasp_and_move(
     detector: GraspDetector,
 ) -> Trajectory:
     """Choose a grasp (or a push) at the contact and go along with the motions."""
-    points, normals = scene_points(observation, result.contact)
-    contact = contact_probability(points, result.touched)
     config = replace(config, mode="push" if skill.mode == "push" else "grasp")
     provenance = {"skill": skill.name, "scene": observation.name}
     if config.mode == "push":
-        near = (points - result.contact).norm(dim=-1).topk(min(30, len(points)), largest=False).indices
-        pose, width = push_pose(result.contact, normals[near].median(dim=0).values), 0.0
+        direction = push_direction(result.contact, result.motions)
+        pose, width = push_pose(result.contact, direction, tip=GripperShape().tip), 0.0
     else:
+        points, normals = scene_points(observation, result.contact)
+        contact = contact_probability(points, result.touched)
         grasps = detector.detect(points, normals, contact)
         pose, width = grasps.T_world_gripper[0], float(grasps.width[0])
         provenance["detector"] = type(detector).__name__
@@ -213,8 +300,14 @@ def contact_probability(points: Float[Tensor, "n 3"], touched: Float[Tensor, "k 
     return (1.0 - 0.5 * far / CONTACT_RADIUS).clamp(0.0, 1.0)
 
 
-def execute_run(folder: Path, *, progress: bool = True) -> ExecutionTest:
-    """Perform the trajectory of a run with an arm in physics; the verdict goes to `execution` in that folder."""
+def execute_run(folder: Path, *, task: Literal["open", "close"] | None = None, progress: bool = True) -> ExecutionTest:
+    """Perform the trajectory of a run with an arm in physics; the verdict goes to `execution` in that folder.
+
+    Args:
+        folder: of the run.
+        task: which way the joint is to move; as the skill's narration says if None.
+        progress: show a progress bar.
+    """
     run = SkillRun.load(folder)
     placed = world_from_extra(_capture_of(run).extra)
     trajectory = run.trajectory
@@ -223,7 +316,7 @@ def execute_run(folder: Path, *, progress: bool = True) -> ExecutionTest:
         trajectory.poses,
         trajectory.opening,
         trajectory.labels,
-        task="close" if run.skill.narration.strip().lower().startswith("close") else "open",
+        task=task or run.skill.task,
         progress=progress,
     )
     test.save(folder / EXECUTION_NAME)

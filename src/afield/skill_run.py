@@ -56,6 +56,8 @@ class SkillRun:
     capture: Path | None = None
     """The target's capture; a simulation finds its world through it."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Seed, solver and detector."""
 
     def save(self, folder: Path) -> None:
         """Write the run folder in one step; an existing one is replaced."""
@@ -83,13 +85,16 @@ class SkillRun:
                 "axis": _list(self.joint.axis),
                 "point": _list(self.joint.point),
                 "amount": _list(self.joint.amount),
+                "pitch": round(self.joint.pitch, 6),
             },
             "quality": dict(self.quality),
             "capture": None if self.capture is None else str(Path(self.capture).resolve()),
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
+            "provenance": dict(self.provenance),
             "trajectory": self.trajectory.describe(),
         }
-        (folder / RUN_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, allow_nan=False)
+        (folder / RUN_NAME).write_text(f"{text}\n", encoding="utf-8")
         self.trajectory.export(folder / "trajectory.csv")
 
     @staticmethod
@@ -121,11 +126,16 @@ class SkillRun:
             seen=tensors["seen"],
             contact=tensors["contact"],
             joint=Joint(
-                joint["kind"], torch.tensor(joint["axis"]), torch.tensor(joint["point"]), torch.tensor(joint["amount"])
+                kind=joint["kind"],
+                axis=torch.tensor(joint["axis"]),
+                point=torch.tensor(joint["point"]),
+                amount=torch.tensor(joint["amount"]),
+                pitch=float(joint.get("pitch", 0.0)),
             ),
             quality=content.get("quality", {}),
             capture=None if capture is None else Path(capture),
             seconds=content.get("seconds", {}),
+            provenance=content.get("provenance", {}),
         )
 
 

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,6 +26,8 @@ from afield.fields.affordance import AffordanceField
 from afield.fields.affordance_grid import GridAffordance, GridConfig
 from afield.fields.affordance_neus import NeusAffordance, NeusConfig
 
+CLOSING = ("close", "shut", "push")
+"""Narrations that begin so move a joint back; what they move stands open at first."""
 DISTILLED = Path("stages") / "fit"
 """Where the skill lies in the folder of `afield distill`."""
 CONTACT = 0.5
@@ -70,6 +72,11 @@ class Skill:
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metric: bool = True
     """Whether lengths are metres; an ordinary video leaves the scale open."""
+
+    @property
+    def task(self) -> Literal["open", "close"]:
+        """Which way the joint is to move, by the first word of the narration."""
+        return task_of(self.narration)
 
     def contact_points(self, count: int = 8000, seed: int = 0) -> Float[Tensor, "k 3"]:
         """Q_c: canonical surface points where the object is touched."""
@@ -142,6 +149,18 @@ class Skill:
             provenance=header.get("provenance", {}),
             metric=bool(header.get("metric", True)),
         )
+
+
+def task_of(narration: str) -> Literal["open", "close"]:
+    """Which way a joint is to move, by the first word of a narration; what is not known to close opens."""
+    first = narration.strip().lower().split(" ", 1)[0]
+    return "close" if first in CLOSING else "open"
+
+
+def mode_of(narration: str) -> Literal["grasp", "push"]:
+    """How a part is touched, by the first word of a narration: what closes or is pressed is pushed with closed fingers."""
+    first = narration.strip().lower().split(" ", 1)[0]
+    return "push" if first in (*CLOSING, "press") else "grasp"
 
 
 def _module(function: AffordanceField) -> GridAffordance | NeusAffordance:

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
 from afield.errors import AfieldError
 from afield.observation import Observation, View
-from afield.perception.crops import Crop
+from afield.perception.crops import Crop, object_square
 from afield.perception.features import FeatureExtractor, extract_with_progress
 from afield.scene import estimate_normals, find_plane
 from afield.skills import DescriptorBasis
 
-MARGIN = 1.3
-"""Side of the described square in sides of the object's box: as the demonstrated object lies in its pictures."""
 LEAST = 60
 """Seen points below which nothing can be aligned."""
 CLEAR = 0.015
@@ -38,8 +36,12 @@ class Target:
     """Unit vectors towards the camera's side."""
     free: Float[Tensor, "m 3"]
     """Points known to be empty: in front of what the cameras saw, in random order."""
-    eye: Float[Tensor, "3"]
-    """Where the camera is; that of the first view."""
+    eyes: Float[Tensor, "v 3"]
+    """Where the cameras are; the first one sees most of the object."""
+    seen_by: Int[Tensor, "n"]
+    """Which of them sees each point."""
+    others: Float[Tensor, "k 3"]
+    """What is seen around the object that is not the object, in random order."""
     table: float | None = None
     """Height of the plane it stands on; None if there is none below it."""
 
@@ -50,7 +52,9 @@ class Target:
             points=self.points[:count],
             descriptors=self.descriptors[:count],
             normals=self.normals[:count],
+            seen_by=self.seen_by[:count],
             free=self.free[:count],
+            others=self.others[:count],
         )
 
 
@@ -79,13 +83,13 @@ def see_target(
         AfieldError: no view has a mask with depth under it.
     """
     generator = torch.Generator().manual_seed(seed)
-    views = [view for view in observation.views if view.mask is not None and (view.mask & (view.depth > 0)).any()]
+    views = sorted((view for view in observation.views if _pixels(view)), key=_pixels, reverse=True)
     if not views:
         raise AfieldError(
             f"No view of '{observation.name}' shows the object: masks with depth under them are needed "
             "(afield capture mask CAPTURE --box VIEW LEFT TOP RIGHT BOTTOM -o NEW)."
         )
-    crops = [_crop(view) for view in views]
+    crops = [object_square(view) for view in views]
     pictures = np.stack([crop.cut(view.color, extractor.resolution) for crop, view in zip(crops, views, strict=True)])
     tokens = extract_with_progress(pictures, extractor, observation.name, cache=cache, progress=progress)
     each = -(-count // len(views))
@@ -99,20 +103,19 @@ def see_target(
             f"Only {len(points)} pixels of '{observation.name}' have depth on the object; {LEAST} are needed."
         )
     free = torch.cat([_free(view, crop, each, generator) for view, crop in zip(views, crops, strict=True)])
-    order, empty = (torch.randperm(len(x), generator=generator) for x in (points, free))
+    around = _around(views, points)
+    order, empty, pick = (torch.randperm(len(x), generator=generator) for x in (points, free, around))
+    seen_by = torch.cat([torch.full((len(part[0]),), index) for index, part in enumerate(parts)])
+    eyes = torch.stack([view.camera.position for view in views])
     return Target(
-        points[order], descriptors[order], normals[order], free[empty], views[0].camera.position, _table(views, points)
+        *(points[order], descriptors[order], normals[order], free[empty]),
+        *(eyes, seen_by[order], around[pick[:count]], _table(around, points)),
     )
 
 
-def _crop(view: View) -> Crop:
-    """A square around the mask."""
-    assert view.mask is not None, "chosen so"
-    rows, columns = np.nonzero(view.mask)
-    low, high = (np.array([f(columns), f(rows)], dtype=float) for f in (np.min, np.max))
-    side = MARGIN * float((high - low).max() + 1)
-    left, top = (low + high) / 2 - side / 2
-    return Crop(float(left), float(top), side)
+def _pixels(view: View) -> int:
+    """How many pixels show the object and have depth."""
+    return 0 if view.mask is None else int((view.mask & (view.depth > 0)).sum())
 
 
 def _seen(
@@ -163,8 +166,8 @@ def _free(view: View, crop: Crop, count: int, generator: torch.Generator) -> Flo
     return view.camera.backproject(pixels[empty], ahead[empty])[:count]
 
 
-def _table(views: list[View], points: Float[Tensor, "n 3"]) -> float | None:
-    """Height of the horizontal plane around the object's feet."""
+def _around(views: list[View], points: Float[Tensor, "n 3"]) -> Float[Tensor, "k 3"]:
+    """What is seen beside the object, up to 30 cm from its box."""
     around = []
     for view in views:
         assert view.mask is not None, "chosen so"
@@ -175,7 +178,13 @@ def _table(views: list[View], points: Float[Tensor, "n 3"]) -> float | None:
     place = torch.cat(around)
     low, high = points.amin(dim=0), points.amax(dim=0)
     near = ((place[:, :2] > low[:2] - 0.3) & (place[:, :2] < high[:2] + 0.3)).all(dim=-1)
-    place = place[near & (place[:, 2] < (low[2] + high[2]) / 2)]
+    return place[near]
+
+
+def _table(around: Float[Tensor, "k 3"], points: Float[Tensor, "n 3"]) -> float | None:
+    """Height of the horizontal plane around the object's feet."""
+    low, high = points.amin(dim=0), points.amax(dim=0)
+    place = around[around[:, 2] < (low[2] + high[2]) / 2]
     found = find_plane(place) if len(place) > LEAST else None
     if found is None:
         return None

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from afield.alignment import AlignConfig, Alignment, Similarity, align
 from afield.alignment_adam import AdamAlignConfig, align_adam
-from afield.decoding import DecodeConfig, Joint, joint_from_motions, relative_motions
+from afield.decoding import PUBLISHED, DecodeConfig, Joint, joint_from_motions, relative_motions
 from afield.fields.volume import Volume
 from afield.geometry import inverse_pose, pose_from, rotation_angle
 from afield.skills import CONTACT, Skill
@@ -48,6 +48,11 @@ class SkillTransferConfig:
     """lm, or adam: the paper's rendering and descent."""
     adam: AdamAlignConfig = field(default_factory=AdamAlignConfig)
     """Of the latter."""
+
+    @classmethod
+    def published(cls) -> SkillTransferConfig:
+        """The paper's rendering and descent, and its weights of the flow."""
+        return cls(decode=PUBLISHED, solver="adam")
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def transfer_skill(
     volume = volume or Volume.bake(skill.field)
     region = skill.contact_points()
     if config.solver == "adam":
-        alignment = align_adam(skill.field, volume, target, skill.scale, region, config.adam)
+        alignment = align_adam(skill.field, volume, target, skill.scale, region, config.adam, metric=skill.metric)
     else:
         alignment = align(volume, target, skill.scale, skill.floor, region, config.align, metric=skill.metric)
     return carry_over(skill, target, volume, alignment, config.decode)
@@ -174,7 +179,7 @@ def judge(similarity: Similarity, alignment: Alignment, volume: Volume, target: 
 
     Returns:
         `on_surface`: share of seen points within 2 cm of the aligned surface; `likeness`: mean cosine of descriptors;
-        `rival`: cost of the best clearly different alignment over that of the best one, infinite if there is none.
+        `rival`: cost of the best clearly different alignment over that of the best one, None if there is none.
     """
     value, _ = volume.look_up(similarity.apply(target.points))
     unit = float((-similarity.log_scale[0].mean()).exp())
@@ -182,8 +187,8 @@ def judge(similarity: Similarity, alignment: Alignment, volume: Volume, target: 
     likeness = torch.cosine_similarity(value[0, :, 1:-1], target.descriptors, dim=-1).mean()
     turned = rotation_angle(alignment.similarity.rotation, similarity.rotation.expand(len(alignment.cost), 3, 3))
     other = (turned > math.radians(30.0)) | (alignment.similarity.sign[:, 0] != similarity.sign[0, 0])
-    rival = float(alignment.cost[other].min() / alignment.cost[0]) if bool(other.any()) else math.inf
-    return {"on_surface": round(float(near), 3), "likeness": round(float(likeness), 3), "rival": round(rival, 3)}
+    rival = round(float(alignment.cost[other].min() / alignment.cost[0]), 3) if bool(other.any()) else None
+    return {"on_surface": round(float(near), 3), "likeness": round(float(likeness), 3), "rival": rival}
 
 
 def _steps(total: Float[Tensor, "w 4 4"]) -> Float[Tensor, "w 4 4"]:

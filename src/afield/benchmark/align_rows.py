@@ -26,7 +26,8 @@ IGNORED = 1e6
 
 def _lm(config: AlignConfig) -> Row:
     def row(skill: Skill, volume: Volume, target: Target) -> Alignment:
-        return align(volume, target, skill.scale, skill.floor, skill.contact_points(), config)
+        """Levenberg-Marquardt with this configuration."""
+        return align(volume, target, skill.scale, skill.floor, skill.contact_points(), config, metric=skill.metric)
 
     return row
 
@@ -65,7 +66,7 @@ def by_prior(skill: Skill, volume: Volume, target: Target) -> Alignment:
     """No search: upright, as large as what is seen, its touched side towards the camera."""
     touched = volume.contact >= volume.contact.topk(40).values[-1]
     front = volume.normals[touched].mean(dim=0)
-    away = target.eye - target.points.mean(dim=0)
+    away = target.eyes[0] - target.points.mean(dim=0)
     guesses = first_guesses(volume, target, skill.scale, AlignConfig(views=72, mirror=False))
     facing = functional.normalize(guesses.rotation @ away, dim=-1) @ functional.normalize(
         front * torch.tensor([1.0, 1.0, 0.0]), dim=0
@@ -75,7 +76,7 @@ def by_prior(skill: Skill, volume: Volume, target: Target) -> Alignment:
 
 def as_printed(skill: Skill, volume: Volume, target: Target) -> Alignment:
     """The paper's rendering and Adam."""
-    return align_adam(skill.field, volume, target, skill.scale, skill.contact_points())
+    return align_adam(skill.field, volume, target, skill.scale, skill.contact_points(), metric=skill.metric)
 
 
 PLAIN = AlignConfig()
@@ -89,6 +90,7 @@ ROWS: dict[str, Row] = {
     "with mirrors": _lm(replace(RIGID, mirror=True)),
     "with stretch": _lm(replace(PLAIN, mirror=False)),
     "without free space": _lm(replace(PLAIN, weights=Weights(free=IGNORED))),
+    "with collision": _lm(replace(PLAIN, weights=Weights(collision=Weights().free))),
     "adam as printed": as_printed,
     "prior": by_prior,
 }

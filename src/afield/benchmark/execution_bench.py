@@ -15,7 +15,7 @@ from tqdm import tqdm
 from afield.capture.furniture import Furniture, Kind, random_scene
 from afield.errors import AfieldError
 from afield.geometry import rotation_about_axis
-from afield.simulate.articulated import ExecutionConfig, execute_trajectory
+from afield.simulate.execution import ExecutionConfig, execute_trajectory
 from afield.simulate.oracle import Task, ideal_trajectory
 from afield.simulate.robot import Grip, read_robot
 

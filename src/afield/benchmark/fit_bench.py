@@ -183,11 +183,7 @@ def neus_seconds(case: Case, rays: int, steps: int = 2, *, progress: bool = True
 def true_flow(item: Furniture, count: int, seed: int) -> Flow:
     """Where surface points go while the joint opens; all are visible."""
     start, moves = surface_points(item, count, seed)
-    steps = []
-    for step in range(1, HORIZON + 1):
-        motion = torch.from_numpy(joint_motion(item, item.travel * step / HORIZON)).float()
-        steps.append(torch.where(moves[:, None], start @ motion[:3, :3].T + motion[:3, 3] - start, 0.0))
-    return Flow(start, torch.stack(steps, dim=1), torch.ones(len(start), HORIZON))
+    return Flow.of_joint(start, moves, lambda share: joint_motion(item, share * item.travel), HORIZON)
 
 
 def chamfer(first: Float[Tensor, "n 3"], second: Float[Tensor, "m 3"]) -> float:

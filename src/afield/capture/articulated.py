@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 
 from afield.artifacts import read_json
 from afield.capture.furniture import Furniture, add_camera, add_furniture, add_room, ring_around
-from afield.capture.rendered import bodies_of, measure
+from afield.capture.rendered import bodies_of, open_renderer, shoot
 from afield.errors import AfieldError
 from afield.observation import Camera, Observation, View
 
@@ -376,11 +376,9 @@ def photograph_object(placed: Placed, cameras: Sequence[Camera], *, opened: floa
     model, option = placed.model, mujoco.MjvOption()
     option.geomgroup[:] = [int(group < placed.item.visible_groups) for group in range(6)]
     views, handles, moving = [], [], []
-    with mujoco.Renderer(model, cameras[0].height, cameras[0].width) as renderer:
+    with open_renderer(model, cameras[0].width, cameras[0].height) as renderer:
         for index, camera in enumerate(cameras):
-            renderer.update_scene(placed.data, f"camera{index}", option)
-            color = renderer.render().copy()
-            depth, geoms = measure(renderer, model)
+            color, depth, geoms = shoot(renderer, model, placed.data, f"camera{index}", option)
             bodies = bodies_of(model, geoms)
             views.append(View(f"camera{index}", camera, color, depth, np.isin(bodies, placed.own)))
             handles.append(np.isin(geoms, placed.handle))

@@ -31,7 +31,7 @@ from afield.capture.furniture_model import add_material
 from afield.capture.furniture_model import handle_box as handle_box
 from afield.capture.furniture_model import joint_motion as joint_motion
 from afield.capture.objects import TABLE_GROUP
-from afield.capture.rendered import bodies_of, measure
+from afield.capture.rendered import bodies_of, open_renderer, shoot
 from afield.errors import AfieldError
 from afield.geometry import look_at
 from afield.observation import Camera, Observation, View
@@ -239,11 +239,9 @@ def _photograph(
     own = [model.body(BODY).id, model.body(f"{BODY}_{PART}").id]
     handle = model.geom(f"{BODY}_{HANDLE}").id
     views, handles = [], []
-    with mujoco.Renderer(model, cameras[0].height, cameras[0].width) as renderer:
+    with open_renderer(model, cameras[0].width, cameras[0].height) as renderer:
         for index, camera in enumerate(cameras):
-            renderer.update_scene(data, f"camera{index}")
-            color = renderer.render().copy()
-            depth, geoms = measure(renderer, model)
+            color, depth, geoms = shoot(renderer, model, data, f"camera{index}")
             views.append(View(f"camera{index}", camera, color, depth, np.isin(bodies_of(model, geoms), own)))
             handles.append(geoms == handle)
     return Observation(tuple(views), name=name), handles

@@ -229,6 +229,7 @@ def _add_part(spec: mujoco.MjSpec, part: mujoco.MjsBody, item: Furniture, name: 
     point, right = item.axis[0], -x + item.door_width
 
     def box(low: Corner, high: Corner, material: str, label: str) -> None:
+        """A box of the part by its corners in the furniture's frame."""
         _box(part, np.array(low) - point, np.array(high) - point, material, f"{name}_{label}")
 
     center, half = handle_box(item)

@@ -29,7 +29,7 @@ from afield.capture.household import MOVING, box, printed, speckled
 from afield.capture.human_hand import OPEN, bend_hand, blend, sleeve
 from afield.capture.images import read_depth, read_mask, write_mask
 from afield.capture.objects import TABLE_GROUP
-from afield.capture.rendered import bodies_of, measure
+from afield.capture.rendered import bodies_of, open_renderer, shoot
 from afield.geometry import look_at
 from afield.observation import Camera
 
@@ -289,7 +289,7 @@ def _draw(
     own = [part] + ([model.body(BODY).id] if BODY in [model.body(i).name for i in range(model.nbody)] else [])
     shapes = [model.geom(f"hand{index}").id for index in range(SHAPES)]
     moved, path = amounts(task, config), hand_path(task, config)
-    with mujoco.Renderer(model, config.height, config.width) as renderer:
+    with open_renderer(model, config.width, config.height) as renderer:
         for index in range(config.frames):
             _set_amount(model, data, task, float(moved[index]))
             placed = path[index]
@@ -299,9 +299,7 @@ def _draw(
             for number, geom in enumerate(shapes):
                 model.geom_group[geom] = TABLE_GROUP if number == shown else 4
             mujoco.mj_forward(model, data)
-            renderer.update_scene(data, f"frame{index}")
-            color = renderer.render().copy()
-            depth, geoms = measure(renderer, model)
+            color, depth, geoms = shoot(renderer, model, data, f"frame{index}")
             bodies = bodies_of(model, geoms)
             yield color, depth, np.isin(bodies, own), bodies == part, bodies == hand
 

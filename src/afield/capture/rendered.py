@@ -54,7 +54,7 @@ def render_capture(
     generator = np.random.default_rng(config.seed)
     lamps = [generator.normal(size=2) * config.lamp_radius / 2 for _ in range(config.shadow_samples)]
     views = []
-    with _renderer(model, config) as renderer:
+    with open_renderer(model, config.width, config.height) as renderer:
         for index, camera in enumerate(corner_cameras(config)):
             color, depth, bodies = _photograph(renderer, model, data, index, lamps)
             mask = bodies == target_body if masks else None
@@ -75,9 +75,14 @@ def render_capture(
     return Observation(tuple(views), name=name, extra={"simulation": truth})
 
 
-def _renderer(model: mujoco.MjModel, config: RenderConfig) -> mujoco.Renderer:
+def open_renderer(model: mujoco.MjModel, width: int, height: int) -> mujoco.Renderer:
+    """MuJoCo's renderer, to be closed after use.
+
+    Raises:
+        AfieldError: no graphics driver works.
+    """
     try:
-        return mujoco.Renderer(model, config.height, config.width)
+        return mujoco.Renderer(model, height, width)
     except Exception as error:  # each OpenGL binding has its own exceptions
         reason = str(error).strip().splitlines() or [repr(error)]
         raise AfieldError(
@@ -112,15 +117,28 @@ def _photograph(
     lamp.pos[:] = home
     mujoco.mj_forward(model, data)
     color = np.clip(np.round(total / len(lamps)), 0, 255).astype(np.uint8)
-    renderer.update_scene(data, f"camera{index}", option)
-    depth, geoms = measure(renderer, model)
+    _, depth, geoms = shoot(renderer, model, data, f"camera{index}", option)
     return color, depth, bodies_of(model, geoms)
 
 
-def measure(
-    renderer: mujoco.Renderer, model: mujoco.MjModel
-) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
-    """Depth in meters (0 where nothing is) and the geom of every pixel (-1 on none) of the scene that was updated last."""
+def shoot(
+    renderer: mujoco.Renderer,
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: str,
+    option: mujoco.MjvOption | None = None,
+) -> tuple[UInt8[np.ndarray, "h w 3"], Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """Color, depth in meters (0 where nothing is), and the geom of every pixel (-1 on none), as a camera sees them.
+
+    Args:
+        renderer: of the size of the pictures.
+        model: the world.
+        data: its state, up to date.
+        camera: its name in the model.
+        option: what is shown; MuJoCo's default if None.
+    """
+    renderer.update_scene(data, camera, option or mujoco.MjvOption())
+    color = renderer.render().copy()
     renderer.enable_depth_rendering()
     depth = renderer.render().copy()
     renderer.disable_depth_rendering()
@@ -128,7 +146,7 @@ def measure(
     geoms = renderer.render()[..., 0].copy()
     renderer.disable_segmentation_rendering()
     seen = (geoms >= 0) & (depth < model.vis.map.zfar * model.stat.extent * 0.99)
-    return np.where(seen, depth, 0).astype(np.float32), geoms
+    return color, np.where(seen, depth, 0).astype(np.float32), geoms
 
 
 def bodies_of(model: mujoco.MjModel, geoms: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:

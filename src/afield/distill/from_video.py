@@ -38,17 +38,15 @@ from afield.perception.hands import hand_detector_by_name
 from afield.perception.masks import Box
 from afield.perception.tracks import tracker_by_name
 from afield.perception.video import Video, pictures_in, read_video
-from afield.skills import DescriptorBasis, Skill
+from afield.skills import DescriptorBasis, Skill, mode_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 1
+VERSION = 2
 """Changes when the results of an older version are worth nothing any more."""
-PUSHING = ("close", "shut", "push", "press")
-"""Narrations that begin so are done with closed fingers."""
 
 
 @dataclass(frozen=True)
@@ -442,7 +440,6 @@ def make_skill(
     """
     fitted = fit_affordance(observation, labels, config.fit, checkpoint=checkpoint, progress=progress)
     floor = None if labels.floor is None else float((labels.floor - fitted.center[2]) / fitted.scale)
-    verb = narration.strip().lower().split()[0]
     return Skill(
         "_".join(narration.strip().lower().split()),
         narration,
@@ -451,7 +448,7 @@ def make_skill(
         fitted.scale,
         basis,
         floor,
-        "push" if verb in PUSHING else "grasp",
+        mode_of(narration),
         observation.views[0].color,
         {"fit": fitted.summary, "from": "video"},
         metric,

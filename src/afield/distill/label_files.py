@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from torch import Tensor
 
 from afield.artifacts import load_artifact, read_json, write_artifact_files, write_folder
 from afield.distill.labels import Flow, Labels
@@ -23,6 +24,8 @@ from afield.observation import Observation
 
 LABELS = "labels"
 MODES = ("grasp", "push")
+LEAST_STEPS = 8
+"""Of the flow: as many as a decoded trajectory has waypoints."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,28 @@ def read_shown(capture: Path, observation: Observation) -> Shown:
     flow = None
     if (folder / "flow").is_dir():
         tensors, _ = load_artifact(folder / "flow", "flow", ("start", "displacement", "visible"))
-        flow = Flow(*(tensors[name].float() for name in ("start", "displacement", "visible")))
+        flow = _flow(folder / "flow", *(tensors[name].float() for name in ("start", "displacement", "visible")))
     floor = header.get("floor")
     return Shown(
         Labels(contact, None, None if floor is None else float(floor), flow), str(header.get("narration", "")), mode
     )
+
+
+def _flow(folder: Path, start: Tensor, displacement: Tensor, visible: Tensor) -> Flow:
+    """Refuse tensors that do not belong together."""
+    count, horizon = (displacement.shape[0], displacement.shape[1]) if displacement.ndim == 3 else (-1, -1)
+    wanted = {"start": (count, 3), "displacement": (count, horizon, 3), "visible": (count, horizon)}
+    for (name, shape), tensor in zip(wanted.items(), (start, displacement, visible), strict=True):
+        if tuple(tensor.shape) != shape:
+            raise AfieldError(
+                f"{folder}: the flow must be start [q, 3], displacement [q, h, 3] and visible [q, h], but {name} is "
+                f"{list(tensor.shape)}."
+            )
+    if horizon < LEAST_STEPS:
+        raise AfieldError(
+            f"{folder}: the flow has {horizon} steps; at least {LEAST_STEPS} are needed for a trajectory."
+        )
+    return Flow(start, displacement, visible)
 
 
 def _mask(file: Path) -> Any:
@@ -92,5 +112,4 @@ def _mask(file: Path) -> Any:
 
 
 def _text(header: dict[str, Any]) -> str:
-
     return json.dumps(header, indent=2) + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from afield.errors import AfieldError
 from afield.observation import Observation
-from afield.perception.crops import Crop
+from afield.perception.crops import object_square
 from afield.perception.features import FeatureExtractor, extract_with_progress
 
 
@@ -28,6 +29,28 @@ class Flow:
     visible: Float[Tensor, "q h"]
     """1 where a track is seen, 0 where not."""
 
+    @classmethod
+    def of_joint(
+        cls,
+        start: Float[Tensor, "q 3"],
+        moves: Bool[Tensor, "q"],
+        motion: Callable[[float], Float[np.ndarray, "4 4"]],
+        horizon: int,
+    ) -> Flow:
+        """Of a part whose motion is known; all points are visible.
+
+        Args:
+            start: where the points are at first.
+            moves: which of them lie on the part.
+            motion: how the part has moved after a share of the way, 0 to 1.
+            horizon: H.
+        """
+        steps = []
+        for step in range(1, horizon + 1):
+            pose = torch.from_numpy(motion(step / horizon)).float()
+            steps.append(torch.where(moves[:, None], start @ pose[:3, :3].T + pose[:3, 3] - start, 0.0))
+        return cls(start, torch.stack(steps, dim=1), torch.ones(len(start), horizon))
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -36,17 +59,11 @@ class Labels:
     contact: tuple[Bool[np.ndarray, "_h _w"] | None, ...]
     """For every view: where hand and object touch; None for views without that label."""
     descriptors: Float[Tensor, "v d rows columns"] | None
-    """For every view: a map of descriptors of its `picture_square`, in channels shared by all views."""
+    """For every view: a map of descriptors of its `object_square`, in channels shared by all views."""
     floor: float | None = None
     """Height of what the object stands on, in metres, where it is known: nothing is below, though no camera looked there."""
     flow: Flow | None = None
     """None fits the static phase only."""
-
-
-def picture_square(width: int, height: int) -> Crop:
-    """The square around a whole picture, centred on it; its side is the longer one of the picture."""
-    side = max(width, height)
-    return Crop((width - side) / 2 - 0.5, (height - side) / 2 - 0.5, float(side))
 
 
 def describe_views(
@@ -57,27 +74,20 @@ def describe_views(
     cache: Path | None = None,
     progress: bool = True,
 ) -> tuple[Float[Tensor, "v d rows columns"], Float[Tensor, "c"], Float[Tensor, "c d"]]:
-    """Image features of whole pictures, projected onto their principal components inside the masks.
+    """Image features of the squares around the object, projected onto their principal components inside the masks.
 
     Returns:
         Descriptor maps, and mean and basis of the projection, with which a new picture is described alike.
     """
-    squares = [picture_square(view.camera.width, view.camera.height) for view in observation.views]
+    squares = [object_square(view) for view in observation.views]
     images = np.stack(
         [square.cut(view.color, extractor.resolution) for square, view in zip(squares, observation.views, strict=True)]
     )
     tokens = extract_with_progress(images, extractor, observation.name, cache=cache, progress=progress)
     unit = functional.normalize(tokens, dim=-1)
     rows = unit.shape[1]
-    areas = []
-    for square, view in zip(squares, observation.views, strict=True):
-        mask = torch.from_numpy(np.ones(view.depth.shape, dtype=bool) if view.mask is None else view.mask).float()
-        height, width = mask.shape
-        side = round(square.side)
-        around = functional.pad(
-            mask, ((side - width) // 2, -((width - side) // 2), (side - height) // 2, -((height - side) // 2))
-        )
-        areas.append(functional.interpolate(around[None, None], size=(rows, rows), mode="area")[0, 0])
+    masks = [np.ones(view.depth.shape, dtype=bool) if view.mask is None else view.mask for view in observation.views]
+    areas = [square.shares(mask, rows) for square, mask in zip(squares, masks, strict=True)]
     seen = unit[torch.stack(areas) > 0.5]
     if len(seen) < 2:
         raise AfieldError(

@@ -9,9 +9,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from afield.distill.labels import Labels, picture_square
+from afield.distill.labels import Labels
 from afield.fields.rendering import Rays, camera_rays
 from afield.observation import Observation
+from afield.perception.crops import object_square
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Pixels:
             if labels.descriptors is None:
                 descriptors.append(torch.zeros(int(keep.sum()), 0))
             else:
-                square = picture_square(width, height)
+                square = object_square(view)
                 place = (pixel - torch.tensor([square.left, square.top])) / square.side * 2 - 1
                 found_map = functional.grid_sample(
                     labels.descriptors[index : index + 1], place[None, None], padding_mode="border", align_corners=False

@@ -20,6 +20,8 @@ MARGIN = 0.05
 """Share of a crop at either border that is not used where it can be avoided: the extractor lacks context there."""
 OVERLAP = 0.2
 """Share of a crop that its neighbor also shows, at least."""
+AROUND = 1.3
+"""Side of the square in which an object is described, in sides of its mask's box."""
 BACKGROUND = (124, 116, 104)
 """RGB outside the picture: the mean color of ImageNet, which the extractors see as zero."""
 
@@ -52,6 +54,31 @@ class Crop:
         """Which pixel positions lie in the crop."""
         inner = pixels - torch.tensor([self.left, self.top])
         return ((inner >= 0) & (inner <= self.side)).all(dim=-1)
+
+    def shares(self, mask: Bool[np.ndarray, "h w"], cells: int) -> Float[Tensor, "cells cells"]:
+        """Which share of each of `cells` by `cells` equal squares a mask covers; outside of the picture there is none."""
+        fine = 4 * cells
+        inner = (torch.arange(fine) + 0.5) / fine * self.side
+        columns, rows = ((inner + start).round().long() for start in (self.left, self.top))
+        inside = ((rows >= 0) & (rows < mask.shape[0]))[:, None] & ((columns >= 0) & (columns < mask.shape[1]))
+        found = torch.from_numpy(mask)[rows.clamp(0, mask.shape[0] - 1)][:, columns.clamp(0, mask.shape[1] - 1)]
+        return functional.avg_pool2d((found & inside).float()[None, None], 4)[0, 0]
+
+
+def object_square(view: View) -> Crop:
+    """The square in which an object is described: its mask with `AROUND` it, or the whole picture where there is none.
+
+    What was shown and what is seen elsewhere are both cut out so, and fill their squares alike.
+    """
+    if view.mask is None or not view.mask.any():
+        side = float(max(view.camera.width, view.camera.height))
+        middle = np.array([view.camera.width - 1, view.camera.height - 1]) / 2
+    else:
+        rows, columns = np.nonzero(view.mask)
+        low, high = (np.array([f(columns), f(rows)], dtype=float) for f in (np.min, np.max))
+        side, middle = AROUND * float((high - low).max() + 1), (low + high) / 2
+    left, top = middle - side / 2
+    return Crop(float(left), float(top), side)
 
 
 def cover(pixels: Float[Tensor, "n 2"], side: float) -> list[Crop]:

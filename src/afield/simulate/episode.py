@@ -27,7 +27,7 @@ class ExecutionConfig:
     """How a trajectory is performed and judged."""
 
     threshold: float | None = None
-    """How far the joint must move, in radians or metres; `threshold_of` if None."""
+    """How far the joint must move, in radians or metres; `way_to_go` if None."""
     base: Base | None = None
     """Where the arm stands: x, y, z in metres and yaw in radians; the best of several places in front if None."""
     speed: float = 0.12

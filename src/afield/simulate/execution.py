@@ -94,6 +94,20 @@ def threshold_of(item: Furniture, task: Task) -> float:
     return math.radians(25.0 if task == "open" else 40.0)
 
 
+def way_to_go(placed: PlacedFurniture, task: Task) -> float:
+    """How far a joint must move from where it stands: `threshold_of`, or 60% of what is left where that is less.
+
+    Raises:
+        AfieldError: it stands at the end already.
+    """
+    left = placed.item.travel - placed.opened if task == "open" else placed.opened
+    if left < 0.05 * placed.item.travel:
+        raise AfieldError(
+            f"The {placed.item.kind} of this capture is {'open' if task == 'open' else 'closed'} already."
+        )
+    return min(threshold_of(placed.item, task), 0.6 * left)
+
+
 def build_execution_world(placed: PlacedFurniture, robot: Robot, grip: Grip | None = None) -> mujoco.MjModel:
     """Compile table, furniture and robot; the robot stands at the origin until `place_robot` puts it elsewhere."""
     grip = grip or Grip()
@@ -160,7 +174,7 @@ def execute_trajectory(
     episode.wait(config.settle_seconds)
     joint = np.array(episode.joint)
     moved = float(((joint - placed.opened) * (1.0 if task == "open" else -1.0)).max(initial=0.0))
-    threshold = threshold_of(placed.item, task) if config.threshold is None else config.threshold
+    threshold = way_to_go(placed, task) if config.threshold is None else config.threshold
     success = moved >= threshold and episode.instability() is None
     failure = None if success else _reason(episode, path, placed.item, robot, moved, threshold)
     return ExecutionTest(

@@ -18,7 +18,7 @@ from afield.capture.opengl import opengl_environment
 from afield.errors import AfieldError
 from afield.geometry import rotation_angle
 from afield.simulate.arm_path import ArmPath, PathConfig, PathFinder, base_candidates, densify
-from afield.simulate.articulated import (
+from afield.simulate.execution import (
     ExecutionConfig,
     ExecutionTest,
     build_execution_world,
