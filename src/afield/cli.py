@@ -288,9 +288,12 @@ def act(
     from afield.artifacts import check_replaceable
     from afield.skill_pipeline import act_from_files
     from afield.skills import Skill
+    from afield.trajectory import check_export
     from afield.transfer_skill import SkillTransferConfig
 
     check_replaceable(out)
+    for file in export:
+        check_export(file)
     config = SkillTransferConfig.published() if preset == "published" else SkillTransferConfig()
     shown = Skill.load(skill)
     run = act_from_files(shown, scene, solver=solver, config=config, detector=detector, force=force, seed=seed)

@@ -105,17 +105,13 @@ class Trajectory:
         Raises:
             AfieldError: another suffix, the place cannot be written, or `pyarrow` is missing for a dataset.
         """
-        path = Path(path)
+        path = check_export(path)
         if path.suffix == ".json":
             write_json(path, self.describe())
         elif path.suffix == ".csv":
             write_file(path, self._csv().encode("utf-8"))
-        elif path.suffix == "":
-            self._export_lerobot(path, task or "unnamed task", hertz)
         else:
-            raise AfieldError(
-                f"Cannot export a trajectory as '{path.suffix}'; choose .json, .csv, or a folder (no suffix) for LeRobot."
-            )
+            self._export_lerobot(path, task or "unnamed task", hertz)
 
     def _csv(self) -> str:
         text = io.StringIO()
@@ -235,3 +231,17 @@ def _statistics(values: Tensor) -> dict[str, list[float | int]]:
         "std": table.std(dim=0, correction=0),
     }
     return {**{name: row.tolist() for name, row in found.items()}, "count": [len(values)]}
+
+
+def check_export(path: Path) -> Path:
+    """The path itself, if `Trajectory.export` knows its suffix.
+
+    Raises:
+        AfieldError: it does not.
+    """
+    path = Path(path)
+    if path.suffix not in (".json", ".csv", ""):
+        raise AfieldError(
+            f"Cannot export a trajectory as '{path.suffix}'; choose .json, .csv, or a folder (no suffix) for LeRobot."
+        )
+    return path
