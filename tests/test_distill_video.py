@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from distill_samples import moving_frames, noise_picture, write_mp4
 from scipy.spatial.transform import Rotation
 
 from afield.capture.hand_tasks import TASKS, task_by_name
@@ -22,7 +23,6 @@ from afield.distill.stages.cameras import load_cameras, read_camera_file, save_c
 from afield.distill.stages.contact import find_contact
 from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks, link
-from afield.distill.stages.masks import without_holes
 from afield.distill.stages.tracks import ObjectTracks
 from afield.distill.stages.views import object_flow
 from afield.errors import AfieldError
@@ -31,33 +31,10 @@ from afield.observation import Camera
 from afield.perception.cameras import CameraPath, cameras_from_video, lying_plane
 from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
-from afield.perception.masks import propagate_mask
+from afield.perception.propagation import propagate_mask, without_holes
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import LucasKanade, tracker_by_name
 from afield.perception.video import Video, read_video
-
-
-def noise_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth random texture, so that patches and corners can be found."""
-    rough = np.random.default_rng(seed).uniform(0, 255, (height, width)).astype(np.float32)
-    smooth = cv2.GaussianBlur(rough, (0, 0), 1.5)
-    smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
-    return np.repeat(smooth.astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def write_mp4(path: Path, frames: list[np.ndarray], fps: float = 15.0) -> Path:
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
-    return path
-
-
-def moving_frames(count: int, width: int = 96, height: int = 64) -> list[np.ndarray]:
-    large = noise_picture(width + 2 * count, height)
-    return [large[:, 2 * i : 2 * i + width].copy() for i in range(count)]
-
 
 # Reading
 
@@ -319,7 +296,7 @@ def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path) -> None
     network = TransformersDepth(str(tmp_path))
     depth = network.estimate(noise_picture(60, 40))
     assert depth.shape == (40, 60) and (depth > 0).all() and not network.metric
-    with pytest.raises(AfieldError, match="huggingface-cli download some/model"):
+    with pytest.raises(AfieldError, match="hf download some/model"):
         TransformersDepth("some/model")
 
 

@@ -26,7 +26,7 @@ from afield.distill.stages.cameras import load_cameras, read_camera_file, save_c
 from afield.distill.stages.contact import Contact, find_contact
 from afield.distill.stages.depth import DepthMaps, depth_from_files, depth_from_frames, depth_from_network, free_run
 from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks
-from afield.distill.stages.masks import ObjectMasks, masks_from_box
+from afield.distill.stages.masks import ObjectMasks, find_masks
 from afield.distill.stages.tracks import ObjectTracks, track_object
 from afield.distill.stages.views import contact_in_views, object_flow, posed_views, table_height
 from afield.errors import AfieldError
@@ -35,7 +35,8 @@ from afield.perception.cameras import CameraPath, cameras_from_video
 from afield.perception.depth import DepthFiles, TransformersDepth
 from afield.perception.features import extractor_by_name
 from afield.perception.hands import hand_detector_by_name
-from afield.perception.masks import Box
+from afield.perception.masks import Box, Click
+from afield.perception.propagation import Prompt, mask_propagator_by_name
 from afield.perception.tracks import tracker_by_name
 from afield.perception.video import Video, pictures_in, read_video
 from afield.skills import DescriptorBasis, Skill
@@ -57,8 +58,12 @@ class DistillConfig:
 
     box: Box | None = None
     """Left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes."""
+    click: Click | None = None
+    """Column and row of a pixel of the object in that frame, instead of a box."""
     object_masks: Path | None = None
-    """Folder with a mask for every frame instead of a box."""
+    """Folder with a mask for every frame instead of a box or a click."""
+    masks: str = "grabcut"
+    """What finds the object in the other frames: grabcut, or a SAM 2 video model of transformers by name or folder."""
     hands: str = "mediapipe"
     """Name of the hand detector."""
     hand_models: Path | None = None
@@ -134,6 +139,7 @@ def distill_video(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
     video = read_video(source, longest=config.longest, most=config.frames, progress=progress)
+    _check_prompt(video, config)
     run = Runner(Path(out), start, fingerprint(source, narration, config))
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
@@ -253,7 +259,8 @@ def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str
     settings = {key: (_stamp(value) if isinstance(value, Path) else value) for key, value in asdict(config).items()}
     if Path(config.depth).exists():
         settings["depth"] = _stamp(Path(config.depth))
-    settings["box"] = list(config.box) if config.box is not None else None
+    for name in ("box", "click"):  # as JSON gives them back
+        settings[name] = list(settings[name]) if settings[name] is not None else None
     settings["fit"] = repr(config.fit)
     return {"version": VERSION, "video": _stamp(path), "narration": narration, **settings}
 
@@ -271,12 +278,26 @@ def _depends(stage: str) -> tuple[str, ...]:
         "hands": ("version", "video", "longest", "frames", "hands", "hand_models", "hand_masks"),
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
-        "masks": ("box", "object_masks"),
+        "masks": ("box", "click", "object_masks", "masks"),
         "tracks": ("tracker", "points"),
         "contact": (),
         "views": ("extractor", "horizon", "narration"),
         "fit": ("fit",),
     }[stage]
+
+
+def _check_prompt(video: Video, config: DistillConfig) -> None:
+    """Refuse at once what only a later stage would stumble over.
+
+    Raises:
+        AfieldError: the object is named in more than one way, or outside of the picture.
+    """
+    ways = {"--box": config.box, "--click": config.click, "--object-masks": config.object_masks}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise AfieldError(f"{' and '.join(given)} both say which object is meant; give only one of them.")
+    if config.box is not None or config.click is not None:
+        Prompt(config.box, config.click).inside(video.full_size)
 
 
 def _hands(video: Video, config: DistillConfig, progress: bool) -> HandTrack:
@@ -306,7 +327,8 @@ def _depth(
 def _masks(video: Video, hands: HandTrack, frame: int, config: DistillConfig, progress: bool) -> ObjectMasks:
     if config.object_masks is not None:
         return ObjectMasks(read_masks(config.object_masks, video) & ~hands.masks)
-    return masks_from_box(video, config.box, frame, hands.masks, progress=progress)
+    propagator = mask_propagator_by_name(config.masks)
+    return find_masks(video, Prompt(config.box, config.click), frame, hands.masks, propagator, progress=progress)
 
 
 def _views(
