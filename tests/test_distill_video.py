@@ -393,7 +393,7 @@ def test_sensor_depth_needs_something_that_tells_how_long_the_camera_path_is(tmp
     for index in range(12):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((64, 96), 500 + index, np.uint16))
     video, path = _still(12, static=False, metric=False)
-    with pytest.raises(AfieldError, match="no known points to compare sensor depth with"):
+    with pytest.raises(AfieldError, match="only 0 known points have depth"):
         depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])
     _, path = _still(12, static=False, metric=True)
     maps, same = depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])

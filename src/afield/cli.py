@@ -343,13 +343,15 @@ class DistillInputs:
     hand_masks: Path | None = None
     """Folder with a mask of the hand for every frame, instead of a detector."""
     cameras: Path | None = None
-    """JSON file with the poses of the camera, instead of structure from motion."""
+    """Poses instead of structure from motion: a JSON file, a transforms.json or a COLMAP model (docs/distill.md)."""
     focal: float | None = None
     """Focal length in pixels of the video, if it is known."""
     depth: str = "plane-sweep"
-    """plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers."""
+    """plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers by name or folder."""
+    views: Path | None = None
+    """Capture with masks whose first view is the last hands-free frame, instead of the video's own frames."""
     tracker: str = "lucas-kanade"
-    """Name of the point tracker: lucas-kanade."""
+    """What follows points: lucas-kanade, cotracker, or a file with tracks (.npz or .safetensors)."""
 
 
 @app.command
@@ -364,7 +366,7 @@ def distill(
     """Turn an ordinary video of a hand that moves something into an affordance function (docs/distill.md).
 
     Args:
-        video: mp4, mov, or a folder of frames; an object alone first, then a hand that comes and moves it.
+        video: mp4, mov, a folder of frames, or .r3d; an object alone first, then a hand that comes and moves it, or the reverse.
         narration: what is done, for instance "open the microwave".
         out: folder for the result of every stage and for report.html; an interrupted run goes on from there.
         inputs: what the stages use.
@@ -376,11 +378,10 @@ def distill(
 
     settings = {**vars(inputs), "fit": FitConfig(seed=seed), "seed": seed}
     found, page = distill_from_files(video, narration, out, start=start, **settings)
-    contact = found.contact
+    first, last = found.held
     _say(
-        f"'{narration}': contact in frame {found.video.read[contact.contact_frame]}, release after frame "
-        f"{found.video.read[contact.release_frame]}; {int(found.tracks.moving.sum())} points move; lengths are "
-        f"{'metres' if found.depth.metric else 'up to scale'}."
+        f"'{narration}': contact in frame {first}, release after frame {last}; {int(found.tracks.moving.sum())} points move; "
+        f"lengths are {'metres' if found.depth.metric else 'up to scale'}."
     )
     _say(f"Every stage on the video: {page}")
     _say(f"Next: afield act --skill {out} --scene CAPTURE -o RUN")

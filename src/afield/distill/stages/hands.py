@@ -59,6 +59,11 @@ class HandTrack:
         middle = np.median(self.landmarks[:, 1:], axis=1)
         return np.where((self.state == 2)[:, None], middle, np.nan)
 
+    def backwards(self) -> HandTrack:
+        """The same track in a video that is seen from its end."""
+        names = ("landmarks", "depth", "state", "masks")
+        return HandTrack(*(np.ascontiguousarray(getattr(self, name)[::-1]) for name in names))
+
     def tips(self, frame: int) -> Float[np.ndarray, "5 2"]:
         """The fingertips, thumb first."""
         return self.landmarks[frame, [4, 8, 12, 16, 20]]
@@ -76,6 +81,11 @@ class HandTrack:
         """Read what `save` has written."""
         tensors, _ = load_artifact(folder, "video-hands", ("landmarks", "depth", "state", "masks"))
         return cls(*(tensors[name].numpy() for name in ("landmarks", "depth", "state", "masks")))
+
+
+def begins_in_contact(free: Bool[np.ndarray, "t"]) -> bool:
+    """Whether a hand is there from the first frame on and gone in the last: such a video is worked through backwards."""
+    return bool(free[-1] and not free[0])
 
 
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:
