@@ -17,7 +17,7 @@ from afield.distill.fit import FitConfig
 from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.distill.hull import canonical_frame, hull_distance, seen_box
 from afield.distill.labels import Flow, check_labels
-from afield.distill.stages.given_views import GivenViews, tie_views
+from afield.distill.stages.given_views import CaptureViews, GivenViews, ViewSource, tie_views
 from afield.distill.stages.rewind import rewound
 from afield.errors import AfieldError
 from afield.fields.affordance_grid import GridConfig
@@ -100,6 +100,9 @@ def test_a_video_that_begins_in_contact_is_the_same_one_backwards(
     assert view.mask is not None
     assert closed.mask is not None
     assert (view.mask & ~closed.mask).sum() > 200, "the open door covers what lay beside it"
+    assert (closed.mask & ~view.mask).mean() < 0.15 * closed.mask.mean(), (
+        "behind the open door is the inside of the thing"
+    )
 
 
 def test_foreign_cameras_without_points_and_without_scale(tmp_path: Path) -> None:
@@ -145,6 +148,7 @@ def test_views_from_elsewhere_take_the_place_of_the_frames(
 ) -> None:
     video, own, out = still
     capture = other_views(tmp_path, video, 0.7, 1.5)
+    assert isinstance(CaptureViews(capture), ViewSource)
     shutil.copytree(out, tmp_path / "out")
     config = settings(video, focal=250.0, views=capture)
     found = distill_video(video.frames, "open the door", tmp_path / "out", config, stop="views", progress=False)
@@ -220,6 +224,17 @@ def test_what_one_view_does_not_see_ends_where_what_it_sees_ends(still: tuple[Do
     assert float(high[1] - low[1]) < 0.2 * float(high[0] - low[0]), "a flat thing stays flat"
 
 
+def test_a_mask_that_takes_some_of_the_wall_along_does_not_make_the_thing_deep(
+    still: tuple[DoorVideo, Distilled, Path],
+) -> None:
+    _, found, _ = still
+    view = found.observation.views[0]
+    assert view.mask is not None
+    mask = cv2.dilate(view.mask.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0  # a rim of four pixels
+    for side, other in zip(seen_box(view, 0.0)[1:], seen_box(replace(view, mask=mask), 0.0)[1:], strict=True):
+        assert torch.allclose(side, other, atol=0.03)
+
+
 def test_a_thing_that_goes_as_a_whole_leaves_background(still: tuple[DoorVideo, Distilled, Path]) -> None:
     _, found, _ = still
     whole = replace(found.tracks, moving=np.ones_like(found.tracks.moving), motion=found.tracks.motion.copy())
@@ -233,6 +248,19 @@ def test_a_thing_that_goes_as_a_whole_leaves_background(still: tuple[DoorVideo, 
     shifted = np.flatnonzero(after.any(axis=0)).min() - np.flatnonzero(mask.any(axis=0)).min()
     assert 15 < shifted < 45
     assert abs(int(after.sum()) / int(mask.sum()) - 1) < 0.1
+
+
+def test_a_part_that_goes_into_its_thing_leaves_background(still: tuple[DoorVideo, Distilled, Path]) -> None:
+    _, found, _ = still
+    aside = replace(found.tracks, motion=found.tracks.motion.copy(), moving=found.tracks.points[:, 0] < 0.005)
+    aside.motion[5] = np.eye(4)
+    aside.motion[5, :3, 3] = (0.2, -0.01, 0.0)  # the door slides in front of the panel beside it
+    view = found.observation.views[0]
+    assert view.mask is not None
+    moved, _ = rewound(found.observation, (view.mask,), aside, 5)
+    after = moved.views[0].mask
+    assert after is not None
+    assert 0.4 < after.sum() / view.mask.sum() < 0.75, "half of the thing is background now"
 
 
 def test_flow_is_carried_by_a_similarity(still: tuple[DoorVideo, Distilled, Path]) -> None:

@@ -114,7 +114,7 @@ def test_missing_and_other_models_are_named(tmp_path: Path) -> None:
     ("settings", "sentence"),
     [
         ({"box": (1, 2, 30, 40), "click": (5, 5)}, "--box and --click both say which object"),
-        ({"click": (5, 5), "object_masks": Path("masks")}, "--click and --object-masks both say which object"),
+        ({"click": (5, 5), "object_masks": Path()}, "--click and --object-masks both say which object"),
         ({"click": (96, 5)}, r"click \(96, 5\) lies outside of the 96x64 picture"),
         ({"box": (120, 0, 140, 30)}, "lies outside of the 96x64 picture"),
         ({"box": (40, 0, 10, 30)}, "right must exceed left"),
@@ -374,9 +374,12 @@ def test_cotracker_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Monkey
         (["empty.mp4"], "empty.mp4"),
         (["one.mp4"], "has 1 frame; a demonstration needs at least 12"),
         (["black.mp4"], "is black in 14 of 14 frames"),
-        (["portrait.mp4", "--hand-masks", "masks", "--click", "70", "5"], "lies outside of the 64x96 picture"),
+        (["portrait.mp4", "--click", "70", "5"], "lies outside of the 64x96 picture"),
         (["portrait.mp4", "--click", "5", "5", "--box", "1", "1", "9", "9"], "--box and --click both say"),
         (["portrait.mp4", "--from", "camera"], "There is no stage 'camera'"),
+        (["portrait.mp4", "--views", "none"], "There is no file or folder none (--views)"),
+        (["portrait.mp4", "--hand-masks", "none"], "There is no file or folder none (--hand-masks)"),
+        (["portrait.mp4", "--tracker", "none.npz"], "There is no file or folder none.npz (--tracker)"),
         (["take.r3d"], "take.r3d is not a complete .r3d file"),
     ],
 )

@@ -22,7 +22,7 @@ from afield.distill.from_video import DistillConfig, Runner, distill_video, fing
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
 from afield.distill.stages.contact import find_contact
 from afield.distill.stages.depth import depth_from_files, free_run
-from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks, link
+from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks, link
 from afield.distill.stages.tracks import ObjectTracks
 from afield.distill.stages.views import object_flow
 from afield.errors import AfieldError
@@ -375,6 +375,18 @@ def test_hand_masks_stand_in_for_a_detector(tmp_path: Path) -> None:
     specks[8:, 30:33, 20:23] = True
     with pytest.raises(AfieldError, match="no hand mask has 30 white pixels"):
         hands_from_masks(specks)
+
+
+def test_the_end_that_is_free_of_hands_tells_the_direction() -> None:
+    def free(*runs: int) -> np.ndarray:
+        return np.repeat(np.arange(len(runs)) % 2 == 0, runs)
+
+    assert not begins_in_contact(free(8, 20, 8))
+    assert not begins_in_contact(free(8, 20))
+    assert begins_in_contact(free(0, 20, 8))
+    assert begins_in_contact(free(2, 20, 8)), "the hand was found two frames late"
+    assert not begins_in_contact(free(2, 20, 2))
+    assert not begins_in_contact(free(0, 20))
 
 
 def test_a_hand_from_the_first_frame_on_is_told() -> None:

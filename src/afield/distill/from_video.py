@@ -19,7 +19,6 @@ from jaxtyping import Bool
 from tqdm import tqdm
 
 from afield.artifacts import read_json, write_json
-from afield.capture import read_capture
 from afield.distill.fit import FitConfig, fit_affordance
 from afield.distill.labels import Labels, describe_views
 from afield.distill.recording import Sensed, read_recording
@@ -35,7 +34,7 @@ from afield.distill.stages.depth import (
     load_depth,
     save_depth,
 )
-from afield.distill.stages.given_views import region_in, tie_views
+from afield.distill.stages.given_views import CaptureViews, region_in, tie_views
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks
 from afield.distill.stages.masks import ObjectMasks, find_masks
 from afield.distill.stages.rewind import rewound
@@ -178,7 +177,7 @@ def distill_video(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
     video, sensed = read_recording(source, longest=config.longest, most=config.frames, progress=progress)
-    _check_prompt(video, config)
+    _check_inputs(video, config)
     run = Runner(Path(out), start, fingerprint(source, narration, config))
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
@@ -327,12 +326,17 @@ def _depends(stage: str) -> tuple[str, ...]:
     }[stage]
 
 
-def _check_prompt(video: Video, config: DistillConfig) -> None:
+def _check_inputs(video: Video, config: DistillConfig) -> None:
     """Refuse at once what only a later stage would stumble over.
 
     Raises:
-        AfieldError: the object is named in more than one way, or outside of the picture.
+        AfieldError: a file is not there, or the object is named in more than one way, or outside of the picture.
     """
+    for name in ("object_masks", "hand_masks", "cameras", "views", "tracker"):
+        place = getattr(config, name)
+        is_file = name != "tracker" or Path(place).suffix in (*TRACK_FILES, ".pth")
+        if place is not None and is_file and not Path(place).exists():
+            raise AfieldError(f"There is no file or folder {place} (--{name.replace('_', '-')}).")
     ways = {"--box": config.box, "--click": config.click, "--object-masks": config.object_masks}
     given = [name for name, value in ways.items() if value is not None]
     if len(given) > 1:
@@ -419,7 +423,7 @@ def _views(
                 "the object is needed as it was then; leave --views out."
             )
         frame = contact.free_frame
-        given = tie_views(read_capture(config.views), own.views[-1], video.read[frame])
+        given = tie_views(CaptureViews(config.views).views(own.views[-1]), own.views[-1], video.read[frame])
         observation, flow, floor = given.observation, given.flow(flow), given.floor(floor)
         region = region_in(contact.region, cameras.camera(frame), observation.views[-1])
         regions = contact_in_views(observation, region)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
@@ -15,6 +16,10 @@ from afield.errors import AfieldError
 from afield.geometry import nearest_to_lines
 from afield.observation import Observation, View
 
+EDGE, PIECE = 0.04, 0.1
+"""A jump of depth by this share is an edge; what edges cut off of a mask counts if it is this share of it at least."""
+LIES = 0.01
+"""What is less than this share of its distance above the floor belongs to the floor."""
 THIN = 0.1
 """Least depth of an object that was seen from one side, as a share of its size."""
 
@@ -103,8 +108,7 @@ def seen_box(
     Returns:
         Rows: the box's axes in the world (across the picture, away from the camera, up); its lowest and highest corner in them.
     """
-    assert view.mask is not None, "checked before"
-    rows, columns = np.nonzero(view.mask & (view.depth > 0))
+    rows, columns = np.nonzero(_pieces(view, floor))
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]).float())
     up = torch.tensor([0.0, 0.0, 1.0])
@@ -122,3 +126,23 @@ def seen_box(
     if floor is not None and floor < float(high[2]):
         low[2] = floor
     return axes, low, high
+
+
+def _pieces(view: View, floor: float | None) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the object with depth, without slivers of the floor and of what lies behind it that the mask took along."""
+    assert view.mask is not None, "checked before"
+    inner = cv2.erode(view.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    known = inner & (view.depth > 0)
+    if floor is not None:
+        rows, columns = np.nonzero(known)
+        pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+        away = torch.from_numpy(view.depth[rows, columns]).float()
+        high = view.camera.backproject(pixels, away)[:, 2] - floor > LIES * away
+        known[rows, columns] = high.numpy()
+    far = np.log(np.maximum(view.depth, 1e-6))
+    jump = np.zeros(known.shape, bool)
+    jump[:-1] |= np.abs(np.diff(far, axis=0)) > EDGE
+    jump[:, :-1] |= np.abs(np.diff(far, axis=1)) > EDGE
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((known & ~jump).astype(np.uint8), connectivity=4)
+    large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= PIECE * known.sum()]
+    return np.isin(labels, large) if large else view.mask & (view.depth > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +135,7 @@ class CoTracker:
             )
         try:
             self._model: Any = CoTrackerPredictor(checkpoint=str(weights), offline=True, window_len=60)
-        except (RuntimeError, OSError, KeyError, ValueError) as error:
+        except (RuntimeError, OSError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
             raise AfieldError(f"{weights} does not hold the weights of CoTracker3 (scaled_offline.pth).") from error
 
     def track(

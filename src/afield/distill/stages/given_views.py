@@ -7,6 +7,8 @@ does, from the same place; its picture may be cropped or zoomed. That view ties 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from afield.capture import read_capture
 from afield.distill.hull import canonical_frame, hull_distance
 from afield.distill.labels import Flow
 from afield.errors import AfieldError
@@ -21,6 +24,26 @@ from afield.observation import Camera, Observation, View
 
 ALIKE = 0.5
 """Overlap of the object's masks in the reference frame and in the first given view, below which these are not the same view."""
+
+
+@runtime_checkable
+class ViewSource(Protocol):
+    """Where views of the object come from, if not from the video: files, or something that makes an object of a picture."""
+
+    def views(self, reference: View) -> Observation:
+        """Views with object masks, of which the first one is taken from where the reference frame was."""
+        ...
+
+
+@dataclass(frozen=True)
+class CaptureViews:
+    """Views that lie on the disk as a capture."""
+
+    path: Path
+
+    def views(self, reference: View) -> Observation:
+        """The capture; the reference frame is not asked."""
+        return read_capture(self.path)
 
 
 @dataclass(frozen=True)

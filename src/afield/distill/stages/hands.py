@@ -27,6 +27,8 @@ BRIDGE = 30
 """Frames over which a hand that the detector lost is guessed to be on the straight way between."""
 MARGIN = 3
 """Frames before and after a hand is found that do not count as free: its fingers may be at the edge of the picture."""
+FEWEST_FREE = 3
+"""Free frames at one end of a video that count as a time without hands."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,12 @@ class HandTrack:
 
 
 def begins_in_contact(free: Bool[np.ndarray, "t"]) -> bool:
-    """Whether a hand is there from the first frame on and gone in the last: such a video is worked through backwards."""
-    return bool(free[-1] and not free[0])
+    """Whether a hand is there from the beginning on and gone in the end: such a video is worked through backwards.
+
+    A hand that holds something may be found a few frames late, so fewer than three free frames are none.
+    """
+    before, after = (int(np.argmin(run)) if not run.all() else len(run) for run in (free, free[::-1]))
+    return before < FEWEST_FREE <= after
 
 
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:

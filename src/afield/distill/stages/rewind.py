@@ -14,7 +14,7 @@ from afield.distill.stages.tracks import ObjectTracks
 from afield.observation import Observation, View
 
 STILL = 0.1
-"""With a larger share of points that stay, what the moving part uncovers is the inside of the object, not what is behind it."""
+"""With a larger share of points that stay, what the moving part uncovers between them is the inside of the object."""
 
 Mask = Bool[np.ndarray, "_h _w"]
 
@@ -24,8 +24,8 @@ def rewound(
 ) -> tuple[Observation, tuple[Mask, ...]]:
     """Views whose moving pixels are put where they were in a frame of the tracks; the hand took hold of the object there.
 
-    Pixels follow the tracked points next to them. What the part uncovers has no depth: of an object that stays behind, it is
-    part of the object; of one that has gone as a whole, it is background.
+    Pixels follow the tracked points next to them. What the part uncovers has no depth: inside of the outline of an object that
+    stays behind it is part of the object, and background elsewhere.
 
     Args:
         observation: views of the object in the reference frame's state.
@@ -72,6 +72,17 @@ def _moved(
         touched[row, column], covered[row, column] = region[rows[own], columns[own]], True
     bare = left & ~covered
     color = cv2.inpaint(color, bare.astype(np.uint8), 3, cv2.INPAINT_TELEA) if bare.any() else color
-    mask = (view.mask & ~left) | covered | (bare if stays else np.zeros_like(bare))
+    mask = (view.mask & ~left) | covered
+    if stays:
+        mask |= bare & _outline(mask)
     moved = replace(view, color=np.ascontiguousarray(color), depth=depth.astype(np.float32), mask=mask)
     return moved, touched & mask
+
+
+def _outline(mask: Mask) -> Mask:
+    """The convex hull of a mask."""
+    rows, columns = np.nonzero(mask)
+    whole = np.zeros(mask.shape, np.uint8)
+    if len(rows):
+        cv2.fillConvexPoly(whole, cv2.convexHull(np.stack((columns, rows), axis=-1).astype(np.int32)), 1)
+    return whole > 0
