@@ -273,7 +273,8 @@ def test_a_networks_depth_is_fitted_to_known_points() -> None:
         fit_to_points(raw, camera, points[:3])
 
 
-def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["relative", "metric"])
+def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("PIL")
     backbone = transformers.Dinov2Config(
@@ -290,12 +291,15 @@ def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path) -> None
         neck_hidden_sizes=[8, 8],
         reassemble_factors=[2, 1],
         fusion_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=20 if kind == "metric" else 1,
     )
     transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
     transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
     network = TransformersDepth(str(tmp_path))
     depth = network.estimate(noise_picture(60, 40))
-    assert depth.shape == (40, 60) and (depth > 0).all() and not network.metric
+    assert depth.shape == (40, 60) and (depth > 0).all()
+    assert network.metric == (kind == "metric"), "the metric Depth Anything models answer in metres"
     with pytest.raises(AfieldError, match="hf download some/model"):
         TransformersDepth("some/model")
 
