@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from distill_samples import moving_frames, noise_picture, write_mp4
 from scipy.spatial.transform import Rotation
 
 from afield.capture.hand_tasks import TASKS, task_by_name
@@ -21,8 +22,7 @@ from afield.distill.from_video import DistillConfig, Runner, distill_video, fing
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
 from afield.distill.stages.contact import find_contact
 from afield.distill.stages.depth import depth_from_files, free_run
-from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks, link
-from afield.distill.stages.masks import without_holes
+from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks, link
 from afield.distill.stages.tracks import ObjectTracks
 from afield.distill.stages.views import object_flow
 from afield.errors import AfieldError
@@ -31,33 +31,10 @@ from afield.observation import Camera
 from afield.perception.cameras import CameraPath, cameras_from_video, lying_plane
 from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
-from afield.perception.masks import propagate_mask
+from afield.perception.propagation import propagate_mask, without_holes
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import LucasKanade, tracker_by_name
 from afield.perception.video import Video, read_video
-
-
-def noise_picture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """Smooth random texture, so that patches and corners can be found."""
-    rough = np.random.default_rng(seed).uniform(0, 255, (height, width)).astype(np.float32)
-    smooth = cv2.GaussianBlur(rough, (0, 0), 1.5)
-    smooth = (smooth - smooth.min()) / np.ptp(smooth) * 255
-    return np.repeat(smooth.astype(np.uint8)[..., None], 3, axis=-1)
-
-
-def write_mp4(path: Path, frames: list[np.ndarray], fps: float = 15.0) -> Path:
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), fps, (width, height))
-    for frame in frames:
-        writer.write(np.ascontiguousarray(frame[..., ::-1]))
-    writer.release()
-    return path
-
-
-def moving_frames(count: int, width: int = 96, height: int = 64) -> list[np.ndarray]:
-    large = noise_picture(width + 2 * count, height)
-    return [large[:, 2 * i : 2 * i + width].copy() for i in range(count)]
-
 
 # Reading
 
@@ -296,7 +273,8 @@ def test_a_networks_depth_is_fitted_to_known_points() -> None:
         fit_to_points(raw, camera, points[:3])
 
 
-def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["relative", "metric"])
+def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path, kind: str) -> None:
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("PIL")
     backbone = transformers.Dinov2Config(
@@ -313,13 +291,16 @@ def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path) -> None
         neck_hidden_sizes=[8, 8],
         reassemble_factors=[2, 1],
         fusion_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=20 if kind == "metric" else 1,
     )
     transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
     transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
     network = TransformersDepth(str(tmp_path))
     depth = network.estimate(noise_picture(60, 40))
-    assert depth.shape == (40, 60) and (depth > 0).all() and not network.metric
-    with pytest.raises(AfieldError, match="huggingface-cli download some/model"):
+    assert depth.shape == (40, 60) and (depth > 0).all()
+    assert network.metric == (kind == "metric"), "the metric Depth Anything models answer in metres"
+    with pytest.raises(AfieldError, match="hf download some/model"):
         TransformersDepth("some/model")
 
 
@@ -400,6 +381,18 @@ def test_hand_masks_stand_in_for_a_detector(tmp_path: Path) -> None:
         hands_from_masks(specks)
 
 
+def test_the_end_that_is_free_of_hands_tells_the_direction() -> None:
+    def free(*runs: int) -> np.ndarray:
+        return np.repeat(np.arange(len(runs)) % 2 == 0, runs)
+
+    assert not begins_in_contact(free(8, 20, 8))
+    assert not begins_in_contact(free(8, 20))
+    assert begins_in_contact(free(0, 20, 8))
+    assert begins_in_contact(free(2, 20, 8)), "the hand was found two frames late"
+    assert not begins_in_contact(free(2, 20, 2))
+    assert not begins_in_contact(free(0, 20))
+
+
 def test_a_hand_from_the_first_frame_on_is_told() -> None:
     with pytest.raises(AfieldError, match="Stage depth: a hand is in the first frame"):
         free_run(np.array([False, False, True]))
@@ -416,7 +409,7 @@ def test_sensor_depth_needs_something_that_tells_how_long_the_camera_path_is(tmp
     for index in range(12):
         cv2.imwrite(str(tmp_path / f"{index}.png"), np.full((64, 96), 500 + index, np.uint16))
     video, path = _still(12, static=False, metric=False)
-    with pytest.raises(AfieldError, match="no known points to compare sensor depth with"):
+    with pytest.raises(AfieldError, match="only 0 known points have depth"):
         depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])
     _, path = _still(12, static=False, metric=True)
     maps, same = depth_from_files(video, path, DepthFiles(tmp_path), [0, 1, 2])

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -349,63 +349,62 @@ def view(run: tyro.conf.Positional[Path]) -> None:
     _say(f"The report is in {view_run(run)}")
 
 
+@dataclass(frozen=True)
+class DistillInputs:
+    """What the stages of `afield distill` use; each can be replaced by something stronger, or by a file."""
+
+    box: tuple[int, int, int, int] | None = None
+    """Left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes."""
+    click: tuple[int, int] | None = None
+    """Column and row of a pixel of the object in that frame, instead of a box."""
+    object_masks: Path | None = None
+    """Folder with a mask of the object for every frame, instead of a box or a click."""
+    masks: str = "grabcut"
+    """What finds the object in the other frames: grabcut, or a SAM 2 video model of transformers by name or folder."""
+    hand_models: Path | None = None
+    """The wheel of mediapipe 0.10.21, where it is not installed."""
+    hand_masks: Path | None = None
+    """Folder with a mask of the hand for every frame, instead of a detector."""
+    cameras: Path | None = None
+    """Poses instead of structure from motion: a JSON file, a transforms.json or a COLMAP model (docs/distill.md)."""
+    focal: float | None = None
+    """Focal length in pixels of the video, if it is known."""
+    depth: str = "plane-sweep"
+    """plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers by name or folder."""
+    views: Path | None = None
+    """Capture with masks whose first view is the last hands-free frame, instead of the video's own frames."""
+    tracker: str = "lucas-kanade"
+    """What follows points: lucas-kanade, cotracker, or a file with tracks (.npz or .safetensors)."""
+
+
 @app.command
 def distill(
     video: tyro.conf.Positional[Path],
     narration: str,
     out: Out,
-    box: tuple[int, int, int, int] | None = None,
-    object_masks: Path | None = None,
-    hand_models: Path | None = None,
-    hand_masks: Path | None = None,
-    cameras: Path | None = None,
-    focal: float | None = None,
-    depth: str = "plane-sweep",
-    tracker: str = "lucas-kanade",
+    inputs: Annotated[DistillInputs, tyro.conf.OmitArgPrefixes] = DistillInputs(),
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     seed: int = 0,
 ) -> None:
     """Turn an ordinary video of a hand that moves something into an affordance function (docs/distill.md).
 
     Args:
-        video: mp4, mov, or a folder of frames; an object alone first, then a hand that comes and moves it.
+        video: mp4, mov, a folder of frames, or .r3d; an object alone first, then a hand that comes and moves it, or the reverse.
         narration: what is done, for instance "open the microwave".
         out: folder for the result of every stage and for report.html; an interrupted run goes on from there.
-        box: left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes.
-        object_masks: folder with a mask of the object for every frame, instead of a box.
-        hand_models: the wheel of mediapipe 0.10.21, where it is not installed.
-        hand_masks: folder with a mask of the hand for every frame, instead of a detector.
-        cameras: JSON file with the poses of the camera, instead of structure from motion.
-        focal: focal length in pixels of the video, if it is known.
-        depth: plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers.
-        tracker: name of the point tracker: lucas-kanade.
+        inputs: what the stages use.
         start: name of the first stage to run again: hands, cameras, depth, masks, tracks, contact, views or fit.
         seed: seed of everything random.
     """
     from afield.distill import FitConfig
     from afield.pipeline import distill_from_files
 
-    found, page = distill_from_files(
-        video,
-        narration,
-        out,
-        start=start,
-        box=box,
-        object_masks=object_masks,
-        hand_models=hand_models,
-        hand_masks=hand_masks,
-        cameras=cameras,
-        focal=focal,
-        depth=depth,
-        tracker=tracker,
-        fit=FitConfig(seed=seed),
-        seed=seed,
-    )
-    contact = found.contact
+    settings = {**vars(inputs), "fit": FitConfig(seed=seed), "seed": seed}
+    found, page = distill_from_files(video, narration, out, start=start, **settings)
+    first, last = found.held
     _say(
-        f"'{narration}': contact in frame {found.video.read[contact.contact_frame]}, release after frame "
-        f"{found.video.read[contact.release_frame]}; {int(found.tracks.moving.sum())} points move; lengths are "
-        f"{'metres' if found.depth.metric else 'up to scale'}."
+        f"'{narration}': contact in frame {first}, release after frame {last}; {int(found.tracks.moving.sum())} points move; "
+        f"lengths are {'metres' if found.depth.metric else 'up to scale'}."
     )
     _say(f"Every stage on the video: {page}")
     _say(f"Next: afield act --skill {out} --scene CAPTURE -o RUN")

@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from afield.capture.distortion import evenly, intrinsic_matrix, pinhole_view, resize_depth
 from afield.capture.images import DEPTH_SUFFIXES, read_color, read_depth, read_mask
+from afield.capture.poses import PosedFrames
 from afield.errors import AfieldError
 from afield.geometry import inverse_pose, pose_from
 from afield.observation import Observation, View
@@ -59,25 +60,8 @@ def read_colmap_capture(
         AfieldError: `pycolmap` is not installed, a file is missing or damaged, the lens model is not supported, or the
             scale cannot be measured.
     """
-    try:
-        import pycolmap
-    except ImportError as error:
-        raise AfieldError("Reading COLMAP models needs pycolmap: pip install 'afield[colmap]'.") from error
     path = Path(path)
-    model_folder = find_model(path)
-    if model_folder is None:
-        raise AfieldError(f"{path} holds no COLMAP model (cameras.bin or cameras.txt, also in sparse/0).")
-    pycolmap.logging.minloglevel = 3  # only fatal messages; what fails is told as an AfieldError
-    try:
-        model = pycolmap.Reconstruction(str(model_folder))
-        posed = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
-    except Exception as error:  # the binding raises whatever its C++ code threw
-        reason = str(error).strip().splitlines()
-        raise AfieldError(
-            f"{model_folder} is not a complete COLMAP model: {reason[-1] if reason else error!r}."
-        ) from error
-    if not posed:
-        raise AfieldError(f"The COLMAP model {model_folder} has no registered images.")
+    model, posed, model_folder = _model(path)
     images = images or _beside(path, model_folder, ("images",))
     depths = depths or _beside(path, model_folder, ("depth", "depths"))
     chosen = [posed[index] for index in evenly(len(posed), max_views)]
@@ -89,6 +73,60 @@ def read_colmap_capture(
     return Observation(
         tuple(_scaled(view, factor) for view in views), name=name, folder=path, extra={"meters_per_model_unit": factor}
     )
+
+
+def read_colmap_poses(path: Path) -> PosedFrames:
+    """The cameras and points of a COLMAP model alone, as they stand there: its world has no up and no scale.
+
+    Raises:
+        AfieldError: there is no complete model, it has several cameras, or the lens model is not supported.
+    """
+    model, posed, folder = _model(path)
+    if len(model.cameras) > 1:
+        raise AfieldError(f"The COLMAP model {folder} has {len(model.cameras)} cameras, but a video has one.")
+    camera = next(iter(model.cameras.values()))
+    if camera.model.name not in DISTORTION:
+        raise AfieldError(
+            f"The lens model {camera.model.name} of {folder} is not supported ({', '.join(DISTORTION)}); run COLMAP's "
+            "image_undistorter first."
+        )
+    points = list(model.points3D.values())
+    return PosedFrames(
+        tuple(image.name for image in posed),
+        torch.stack([inverse_pose(_T_camera_world(image)) for image in posed]),
+        int(camera.width),
+        int(camera.height),
+        intrinsic_matrix(
+            camera.focal_length_x, camera.focal_length_y, camera.principal_point_x - 0.5, camera.principal_point_y - 0.5
+        ),
+        tuple(_coefficients(camera)),
+        camera.model.name == "OPENCV_FISHEYE",
+        torch.tensor(np.array([point.xyz for point in points]).reshape(-1, 3)).float(),
+        torch.tensor([float(point.error) for point in points]),
+        upright=False,
+        metric=False,
+    )
+
+
+def _model(path: Path) -> tuple[Any, list[Any], Path]:
+    """The model in or below a folder, its images with poses in the order of their names, and the model's own folder."""
+    try:
+        import pycolmap
+    except ImportError as error:
+        raise AfieldError("Reading COLMAP models needs pycolmap: pip install 'afield[colmap]'.") from error
+    folder = find_model(path)
+    if folder is None:
+        raise AfieldError(f"{path} holds no COLMAP model (cameras.bin or cameras.txt, also in sparse/0).")
+    pycolmap.logging.minloglevel = 3  # only fatal messages; what fails is told as an AfieldError
+    try:
+        model = pycolmap.Reconstruction(str(folder))
+        posed = sorted((image for image in model.images.values() if image.has_pose), key=lambda image: image.name)
+    except Exception as error:  # the binding raises whatever its C++ code threw
+        reason = str(error).strip().splitlines()
+        raise AfieldError(f"{folder} is not a complete COLMAP model: {reason[-1] if reason else error!r}.") from error
+    if not posed:
+        raise AfieldError(f"The COLMAP model {folder} has no registered images.")
+    return model, posed, folder
 
 
 def find_model(path: Path) -> Path | None:

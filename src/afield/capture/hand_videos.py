@@ -22,7 +22,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 from tqdm import tqdm
 
-from afield.artifacts import load_artifact, write_artifact_files, write_folder
+from afield.artifacts import HEADER_NAME, load_artifact, write_artifact_files, write_folder, write_json
 from afield.capture.furniture import BODY, JOINT
 from afield.capture.hand_tasks import HandTask, task_by_name
 from afield.capture.household import MOVING, box, printed, speckled
@@ -164,7 +164,7 @@ def render_video(folder: Path, config: VideoConfig, *, progress: bool = True) ->
             "release_frame": config.release_frame,
         }
         write_artifact_files(temporary / "truth", "video-truth", tensors, header)
-        write_artifact_files(temporary, "video", {"unused": torch.zeros(1)}, header)
+        write_json(temporary / HEADER_NAME, {"format": "afield-video", **header})
 
     write_folder(folder, fill)
     return folder / "video.mp4"

@@ -13,8 +13,9 @@ from jaxtyping import Float
 
 from afield.artifacts import read_json
 from afield.capture.distortion import evenly, intrinsic_matrix, pinhole_view, pose_of_opengl_camera, resize_depth
-from afield.capture.folder import matrix, number
+from afield.capture.folder import matrix, number, pixels
 from afield.capture.images import read_color, read_depth, read_mask
+from afield.capture.poses import PosedFrames
 from afield.errors import AfieldError
 from afield.geometry import inverse_pose, pose_from
 from afield.observation import Observation, View
@@ -68,6 +69,52 @@ def read_transforms_capture(
     return Observation(tuple(views), name=path.resolve().parent.name, folder=path.parent)
 
 
+def read_transforms_poses(path: Path) -> PosedFrames:
+    """The cameras of a `transforms.json` alone; its pictures are not opened, and need no depth.
+
+    Raises:
+        AfieldError: an entry is missing, or frames have different intrinsics.
+    """
+    path = Path(path) / "transforms.json" if Path(path).is_dir() else Path(path)
+    content = read_json(path)
+    frames = content.get("frames")
+    if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+        raise AfieldError(f"{path} needs 'frames', a list with at least one frame.")
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    found = []
+    for index, own in enumerate(frames):
+        frame, place = shared | own, f"frame {index} of {path}"
+        width, height = pixels(frame, "w", place), pixels(frame, "h", place)
+        found.append((_name(frame, "file_path", place), _frame_pose(frame, place), width, height, frame, place))
+    intrinsics = [_intrinsics(frame, width, height, place) for _, _, width, height, frame, place in found]
+    if any(np.abs(matrix - intrinsics[0]).max() > 0.02 * intrinsics[0][0, 0] for matrix in intrinsics):
+        raise AfieldError(f"The frames of {path} have different intrinsics, but a video has one camera.")
+    _, _, width, height, frame, place = found[0]
+    coefficients, fisheye = _distortion(frame, place)
+    nothing = torch.zeros(0, 3), torch.zeros(0)
+    return PosedFrames(
+        tuple(name for name, *_ in found),
+        torch.stack([pose_of_opengl_camera(pose) for _, pose, *_ in found]),
+        width,
+        height,
+        intrinsics[0],
+        tuple(coefficients),
+        fisheye,
+        *nothing,
+        upright=True,
+        metric=bool(content.get("metric", False)),
+    )
+
+
+def _frame_pose(frame: Mapping[str, Any], place: str) -> Float[torch.Tensor, "4 4"]:
+    """The OpenGL camera's pose, with `applied_scale` undone."""
+    pose = matrix(frame.get("transform_matrix"), (4, 4), "transform_matrix", place)
+    scale = number(frame, "applied_scale", place, 1.0)
+    if scale <= 0:
+        raise AfieldError(f"'applied_scale' in {place} is {scale:g}; it must be positive.")
+    return torch.cat((pose[:, :3], torch.cat((pose[:3, 3] / scale, torch.ones(1)))[:, None]), dim=1)
+
+
 def _read_frame(
     frame: Mapping[str, Any], index: int, path: Path, depth_unit: float, undo: Float[torch.Tensor, "4 4"]
 ) -> View:
@@ -83,11 +130,7 @@ def _read_frame(
     depth_path = path.parent / _name(frame, "depth_file_path", place)
     depth = resize_depth(read_depth(depth_path, depth_unit), width, height, str(depth_path))
     mask = read_mask(path.parent / str(frame["mask_path"])) if frame.get("mask_path") else None
-    pose = matrix(frame.get("transform_matrix"), (4, 4), "transform_matrix", place)
-    scale = number(frame, "applied_scale", place, 1.0)
-    if scale <= 0:
-        raise AfieldError(f"'applied_scale' in {place} is {scale:g}; it must be positive.")
-    pose = torch.cat((pose[:, :3], torch.cat((pose[:3, 3] / scale, torch.ones(1)))[:, None]), dim=1)
+    pose = _frame_pose(frame, place)
     coefficients, fisheye = _distortion(frame, place)
     return pinhole_view(
         color_path.stem,

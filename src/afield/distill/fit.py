@@ -119,7 +119,8 @@ def fit_affordance(
     """Fit an affordance function to posed pictures with labels.
 
     Args:
-        observation: two or more views with object masks; their depth is used where they have it and `config.depth` says so.
+        observation: two or more views with object masks, or a single one with depth; their depth is used where they have it
+            and `config.depth` says so. Of a single view the side that it does not see is cut off where what it sees ends.
         labels: contact masks, descriptors and flow, see `Labels`.
         config: see `FitConfig`.
         checkpoint: folder that keeps the standing of the fit. If it exists, the fit goes on from there and ends with the

@@ -18,26 +18,47 @@ import torch
 from jaxtyping import Bool
 from tqdm import tqdm
 
-from afield.artifacts import load_artifact, read_json, save_artifact, write_artifact_files, write_folder, write_json
-from afield.capture.folder import read_folder_capture, write_capture
+from afield.artifacts import read_json, write_json
 from afield.distill.fit import FitConfig, fit_affordance
-from afield.distill.labels import Flow, Labels, describe_views
-from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
+from afield.distill.labels import Labels, describe_views
+from afield.distill.recording import Sensed, read_recording
+from afield.distill.stages.cameras import given_cameras, load_cameras, save_cameras
 from afield.distill.stages.contact import Contact, find_contact
-from afield.distill.stages.depth import DepthMaps, depth_from_files, depth_from_frames, depth_from_network, free_run
-from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks
-from afield.distill.stages.masks import ObjectMasks, masks_from_box
+from afield.distill.stages.depth import (
+    DepthMaps,
+    depth_from_files,
+    depth_from_frames,
+    depth_from_network,
+    depth_from_sensor,
+    free_run,
+    load_depth,
+    save_depth,
+)
+from afield.distill.stages.given_views import CaptureViews, region_in, tie_views
+from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks
+from afield.distill.stages.masks import ObjectMasks, find_masks
+from afield.distill.stages.rewind import rewound
 from afield.distill.stages.tracks import ObjectTracks, track_object
-from afield.distill.stages.views import contact_in_views, object_flow, posed_views, table_height
+from afield.distill.stages.views import (
+    contact_in_views,
+    load_labels,
+    object_flow,
+    posed_views,
+    save_labels,
+    small_region,
+    table_height,
+)
 from afield.errors import AfieldError
 from afield.observation import Observation
-from afield.perception.cameras import CameraPath, cameras_from_video
+from afield.perception.cameras import CameraPath, cameras_from_video, with_points
 from afield.perception.depth import DepthFiles, TransformersDepth
 from afield.perception.features import extractor_by_name
+from afield.perception.given_tracks import TRACK_FILES, read_tracks
 from afield.perception.hands import hand_detector_by_name
-from afield.perception.masks import Box
-from afield.perception.tracks import tracker_by_name
-from afield.perception.video import Video, pictures_in, read_video
+from afield.perception.masks import Box, Click
+from afield.perception.propagation import Prompt, mask_propagator_by_name
+from afield.perception.tracks import PointTracker, tracker_by_name
+from afield.perception.video import Video, pictures_in
 from afield.skills import DescriptorBasis, Skill, mode_of
 
 logger = logging.getLogger(__name__)
@@ -45,7 +66,7 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 2
+VERSION = 3
 """Changes when the results of an older version are worth nothing any more."""
 
 
@@ -55,8 +76,12 @@ class DistillConfig:
 
     box: Box | None = None
     """Left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes."""
+    click: Click | None = None
+    """Column and row of a pixel of the object in that frame, instead of a box."""
     object_masks: Path | None = None
-    """Folder with a mask for every frame instead of a box."""
+    """Folder with a mask for every frame instead of a box or a click."""
+    masks: str = "grabcut"
+    """What finds the object in the other frames: grabcut, or a SAM 2 video model of transformers by name or folder."""
     hands: str = "mediapipe"
     """Name of the hand detector."""
     hand_models: Path | None = None
@@ -64,13 +89,16 @@ class DistillConfig:
     hand_masks: Path | None = None
     """Folder with a mask of the hand for every frame instead of a detector."""
     cameras: Path | None = None
-    """JSON file with poses (see docs/distill.md) instead of structure from motion."""
+    """Poses (a JSON file, a transforms.json or a COLMAP model, see docs/distill.md) instead of structure from motion."""
     focal: float | None = None
     """Focal length in pixels of the video, where it is known."""
     depth: str = "plane-sweep"
-    """plane-sweep, a folder of 16-bit images in millimetres, or a depth model of transformers by name or folder."""
+    """plane-sweep (of an RGB-D recording: its own), a folder of 16-bit images in millimetres, or a depth model of transformers by
+    name or folder."""
+    views: Path | None = None
+    """Capture with masks whose first view is the reference frame, instead of the video's own frames."""
     tracker: str = "lucas-kanade"
-    """Name of the point tracker."""
+    """Name of the point tracker, or a file with tracks."""
     extractor: str | None = "dinov2-s-embedded"
     """Name of the image feature extractor; None fits no descriptors."""
     points: int = 500
@@ -100,6 +128,21 @@ class Distilled:
     labels: Labels
     skill: Skill | None
     """None if the run ended before the fit."""
+    backwards: bool = False
+    """The video begins in contact, so that all of this is in reverse order: what is called contact here was the release."""
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Frames of the file in which the hand takes hold and lets go."""
+        first, last = self.contact.contact_frame, self.contact.release_frame
+        return (
+            (self.video.read[last], self.video.read[first])
+            if self.backwards
+            else (
+                self.video.read[first],
+                self.video.read[last],
+            )
+        )
 
 
 def distill_video(
@@ -131,14 +174,19 @@ def distill_video(
         raise AfieldError(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
-    video = read_video(source, longest=config.longest, most=config.frames, progress=progress)
+    video, sensed = read_recording(source, longest=config.longest, most=config.frames, progress=progress)
+    _check_inputs(video, config)
     run = Runner(Path(out), start, fingerprint(source, narration, config))
     run.note(video)
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
-    cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, hands, config, progress))
+    backwards = begins_in_contact(hands.free)
+    if backwards:  # seen from its end it is a video like any other
+        video, hands = video.backwards(), hands.backwards()
+        sensed = None if sensed is None else sensed.backwards()
+    cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, sensed, hands, config, progress))
     free = free_run(hands.free)
     depth, cameras = run.stage(
-        "depth", _load_depth, _save_depth, lambda: _depth(video, cameras, free, config, progress)
+        "depth", load_depth, save_depth, lambda: _depth(video, sensed, cameras, free, config, progress)
     )
     masks = run.stage(
         "masks", ObjectMasks.load, ObjectMasks.save, lambda: _masks(video, hands, free[-1], config, progress)
@@ -149,7 +197,7 @@ def distill_video(
         ObjectTracks.load,
         ObjectTracks.save,
         lambda: track_object(
-            *(video, cameras, mask, known, free[-1], hands, tracker_by_name(config.tracker)),
+            *(video, cameras, mask, known, free[-1], hands, _tracker(video, config)),
             count=config.points,
             progress=progress,
         ),
@@ -157,11 +205,12 @@ def distill_video(
     contact = run.stage(
         "contact", Contact.load, Contact.save, lambda: find_contact(cameras, hands, tracks, mask, known)
     )
+    own = posed_views(video, cameras, depth, masks.masks, narration)
     observation, labels, basis = run.stage(
         "views",
         load_labels,
         save_labels,
-        lambda: _views(video, cameras, depth, masks, tracks, contact, narration, config, progress),
+        lambda: _views(own, video, cameras, tracks, contact, config, backwards, progress),
     )
     skill = None
     if stop == "fit":
@@ -170,14 +219,9 @@ def distill_video(
             "fit",
             Skill.load,
             Skill.save,
-            lambda: make_skill(
-                *(observation, labels, basis, narration, config),
-                metric=depth.metric,
-                checkpoint=checkpoint,
-                progress=progress,
-            ),
+            lambda: make_skill(observation, labels, basis, narration, config, checkpoint=checkpoint, progress=progress),
         )
-    return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, skill)
+    return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, skill, backwards)
 
 
 class Runner:
@@ -249,9 +293,12 @@ def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str
     """What the results of the stages depend on: settings, and which files with what changes."""
     path = Path(source)
     settings = {key: (_stamp(value) if isinstance(value, Path) else value) for key, value in asdict(config).items()}
-    if Path(config.depth).exists():
-        settings["depth"] = _stamp(Path(config.depth))
-    settings["box"] = list(config.box) if config.box is not None else None
+    for name in ("depth", "tracker", "masks"):  # a name, or a file or folder
+        place = Path(getattr(config, name))
+        if place.exists():
+            settings[name] = _stamp(place)
+    for name in ("box", "click"):  # as JSON gives them back
+        settings[name] = list(settings[name]) if settings[name] is not None else None
     settings["fit"] = repr(config.fit)
     return {"version": VERSION, "video": _stamp(path), "narration": narration, **settings}
 
@@ -269,12 +316,31 @@ def _depends(stage: str) -> tuple[str, ...]:
         "hands": ("version", "video", "longest", "frames", "hands", "hand_models", "hand_masks"),
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
-        "masks": ("box", "object_masks"),
+        "masks": ("box", "click", "object_masks", "masks"),
         "tracks": ("tracker", "points"),
         "contact": (),
-        "views": ("extractor", "horizon", "narration"),
+        "views": ("views", "extractor", "horizon", "narration"),
         "fit": ("fit",),
     }[stage]
+
+
+def _check_inputs(video: Video, config: DistillConfig) -> None:
+    """Refuse at once what only a later stage would stumble over.
+
+    Raises:
+        AfieldError: a file is not there, or the object is named in more than one way, or outside of the picture.
+    """
+    for name in ("object_masks", "hand_masks", "cameras", "views", "tracker"):
+        place = getattr(config, name)
+        is_file = name != "tracker" or Path(place).suffix in (*TRACK_FILES, ".pth")
+        if place is not None and is_file and not Path(place).exists():
+            raise AfieldError(f"There is no file or folder {place} (--{name.replace('_', '-')}).")
+    ways = {"--box": config.box, "--click": config.click, "--object-masks": config.object_masks}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise AfieldError(f"{' and '.join(given)} both say which object is meant; give only one of them.")
+    if config.box is not None or config.click is not None:
+        Prompt(config.box, config.click).inside(video.full_size)
 
 
 def _hands(video: Video, config: DistillConfig, progress: bool) -> HandTrack:
@@ -283,50 +349,88 @@ def _hands(video: Video, config: DistillConfig, progress: bool) -> HandTrack:
     return find_hands(video.frames, hand_detector_by_name(config.hands, config.hand_models), progress=progress)
 
 
-def _cameras(video: Video, hands: HandTrack, config: DistillConfig, progress: bool) -> CameraPath:
+def _cameras(
+    video: Video, sensed: Sensed | None, hands: HandTrack, config: DistillConfig, progress: bool
+) -> CameraPath:
     if config.cameras is not None:
-        return read_camera_file(config.cameras, len(video.frames), video.size, video.read)
+        return given_cameras(config.cameras, video, hands.masks, progress=progress)
+    if sensed is not None:
+        path = sensed.cameras
+        if path.static or config.depth == "plane-sweep":  # its own depth needs no points
+            return path
+        return with_points(path, video.frames, hands.masks, progress=progress)
     focal = None if config.focal is None else config.focal * video.size[0] / video.full_size[0]
-    return cameras_from_video(video.frames, hands.masks, focal=focal, seed=config.seed, progress=progress)
+    path = cameras_from_video(video.frames, hands.masks, focal=focal, seed=config.seed, progress=progress)
+    if path.static and focal is None:
+        guess = path.focal * video.full_size[0] / video.size[0]
+        logger.warning(
+            "The camera stands still, so the video does not tell its focal length; %.0f pixels are taken. Better give --focal.",
+            guess,
+        )
+    return path
 
 
 def _depth(
-    video: Video, cameras: CameraPath, free: list[int], config: DistillConfig, progress: bool
+    video: Video, sensed: Sensed | None, cameras: CameraPath, free: list[int], config: DistillConfig, progress: bool
 ) -> tuple[DepthMaps, CameraPath]:
+    if config.depth == "plane-sweep" and sensed is not None:
+        return depth_from_sensor(video, cameras, sensed.depth, free)
     if config.depth == "plane-sweep":
         return depth_from_frames(video, cameras, free, progress=progress), cameras
     folder = Path(config.depth)
     if folder.is_dir() and not (folder / "config.json").is_file():
         return depth_from_files(video, cameras, DepthFiles(folder), free)
-    return depth_from_network(video, cameras, TransformersDepth(config.depth), free), cameras
+    return depth_from_network(video, cameras, TransformersDepth(config.depth), free)
 
 
 def _masks(video: Video, hands: HandTrack, frame: int, config: DistillConfig, progress: bool) -> ObjectMasks:
     if config.object_masks is not None:
         return ObjectMasks(read_masks(config.object_masks, video) & ~hands.masks)
-    return masks_from_box(video, config.box, frame, hands.masks, progress=progress)
+    propagator = mask_propagator_by_name(config.masks)
+    return find_masks(video, Prompt(config.box, config.click), frame, hands.masks, propagator, progress=progress)
+
+
+def _tracker(video: Video, config: DistillConfig) -> PointTracker:
+    file = Path(config.tracker)
+    if file.suffix in TRACK_FILES:
+        return read_tracks(file, video.read, video.size, video.full_size)
+    return tracker_by_name(config.tracker)
 
 
 def _views(
+    own: Observation,
     video: Video,
     cameras: CameraPath,
-    depth: DepthMaps,
-    masks: ObjectMasks,
     tracks: ObjectTracks,
     contact: Contact,
-    narration: str,
     config: DistillConfig,
+    backwards: bool,
     progress: bool,
 ) -> tuple[Observation, Labels, DescriptorBasis]:
-    observation = posed_views(video, cameras, depth, masks.masks, narration)
-    regions = contact_in_views(observation, contact)
+    """The video's own views, or given ones, and what is known about them."""
+    flow = object_flow(tracks, contact, config.horizon, video.times, backwards=backwards)
+    floor = table_height(own, tracks.points)
+    if config.views is None:
+        observation, regions = own, contact_in_views(own, small_region(contact, own.views[-1]))
+        if backwards:
+            observation, regions = rewound(observation, regions, tracks, contact.release_frame)
+    else:
+        if backwards:
+            raise AfieldError(
+                "Stage views: --views shows the object as it is in the hands-free frames, but this video begins in contact, and "
+                "the object is needed as it was then; leave --views out."
+            )
+        frame = contact.free_frame
+        given = tie_views(CaptureViews(config.views).views(own.views[-1]), own.views[-1], video.read[frame])
+        observation, flow, floor = given.observation, given.flow(flow), given.floor(floor)
+        region = region_in(contact.region, cameras.camera(frame), observation.views[-1])
+        regions = contact_in_views(observation, region)
     descriptors, basis = None, DescriptorBasis("none", torch.zeros(1), torch.zeros(1, config.fit.grid.channels))
     if config.extractor is not None:
         extractor = extractor_by_name(config.extractor)
         descriptors, mean, axes = describe_views(observation, extractor, progress=progress)
         basis = DescriptorBasis(config.extractor, mean, axes)
-    flow = object_flow(tracks, contact, config.horizon, video.times)
-    return observation, Labels(regions, descriptors, table_height(observation, tracks.points), flow), basis
+    return observation, Labels(regions, descriptors, floor, flow), basis
 
 
 def read_masks(folder: Path, video: Video) -> Bool[np.ndarray, "t h w"]:
@@ -349,72 +453,6 @@ def read_masks(folder: Path, video: Video) -> Bool[np.ndarray, "t h w"]:
     return np.stack(masks)
 
 
-def _save_depth(result: tuple[DepthMaps, CameraPath], folder: Path) -> None:
-    save_artifact(
-        folder,
-        "video-depth-cameras",
-        {
-            "depth": torch.from_numpy(result[0].depth),
-            "T_world_camera": result[1].T_world_camera,
-            "points": result[1].points,
-        },
-        {
-            "frames": list(result[0].frames),
-            "metric": result[0].metric,
-            "camera": {n: getattr(result[1], n) for n in ("width", "height", "focal", "static", "metric")},
-            "spread": result[1].spread.tolist(),
-        },
-    )
-
-
-def _load_depth(folder: Path) -> tuple[DepthMaps, CameraPath]:
-    tensors, header = load_artifact(
-        folder, "video-depth-cameras", ("depth", "T_world_camera", "points"), ("frames", "metric", "camera")
-    )
-    maps = DepthMaps(tuple(int(x) for x in header["frames"]), tensors["depth"].numpy(), bool(header["metric"]))
-    path = CameraPath(
-        **header["camera"],
-        T_world_camera=tensors["T_world_camera"],
-        points=tensors["points"],
-        spread=torch.tensor(header["spread"]),
-    )
-    return maps, path
-
-
-def save_labels(result: tuple[Observation, Labels, DescriptorBasis], folder: Path) -> None:
-    """Write an observation (as a capture, in `capture`), its labels, and how it is described."""
-    observation, labels, basis = result
-    assert labels.flow is not None, "a video shows a motion"
-    tensors = {
-        "contact": torch.from_numpy(np.stack([mask for mask in labels.contact if mask is not None])),
-        "start": labels.flow.start,
-        "displacement": labels.flow.displacement,
-        "visible": labels.flow.visible,
-        "basis.mean": basis.mean,
-        "basis.basis": basis.basis,
-    }
-    header = {"floor": labels.floor, "flow": "from contact to release", "extractor": basis.extractor}
-    if labels.descriptors is not None:
-        tensors["descriptors"] = labels.descriptors
-
-    def fill(temporary: Path) -> None:
-        write_artifact_files(temporary, "video-labels", tensors, header)
-        write_capture(observation, temporary / "capture", jpeg_quality=None)
-
-    write_folder(folder, fill)
-
-
-def load_labels(folder: Path) -> tuple[Observation, Labels, DescriptorBasis]:
-    """Read what `save_labels` has written."""
-    names = ("contact", "start", "displacement", "visible", "basis.mean", "basis.basis")
-    tensors, header = load_artifact(folder, "video-labels", names, ("floor", "extractor"))
-    flow = Flow(tensors["start"], tensors["displacement"], tensors["visible"])
-    contact = tuple(mask.numpy() for mask in tensors["contact"])
-    basis = DescriptorBasis(header["extractor"], tensors["basis.mean"], tensors["basis.basis"])
-    labels = Labels(contact, tensors.get("descriptors"), header["floor"], flow)
-    return read_folder_capture(folder / "capture"), labels, basis
-
-
 def make_skill(
     observation: Observation,
     labels: Labels,
@@ -422,7 +460,6 @@ def make_skill(
     narration: str,
     config: DistillConfig,
     *,
-    metric: bool,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> Skill:
@@ -434,7 +471,6 @@ def make_skill(
         basis: of the descriptors.
         narration: what is done.
         config: of the fit.
-        metric: whether lengths are metres.
         checkpoint: folder from which a killed fit goes on.
         progress: show progress bars.
     """
@@ -451,5 +487,5 @@ def make_skill(
         mode_of(narration),
         observation.views[0].color,
         {"fit": fitted.summary, "from": "video"},
-        metric,
+        bool(observation.extra.get("metric", True)),
     )

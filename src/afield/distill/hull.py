@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import math
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.nn import functional
 
 from afield.errors import AfieldError
 from afield.geometry import nearest_to_lines
-from afield.observation import Observation
+from afield.observation import Observation, View
+
+EDGE, PIECE = 0.04, 0.1
+"""A jump of depth by this share is an edge; what edges cut off of a mask counts if it is this share of it at least."""
+LIES = 0.01
+"""What is less than this share of its distance above the floor belongs to the floor."""
+THIN = 0.1
+"""Least depth of an object that was seen from one side, as a share of its size."""
 
 
 def canonical_frame(observation: Observation, floor: float | None = None) -> tuple[Float[Tensor, "3"], float]:
-    """Middle and size of the object by its masks alone: those of its visual hull, above the floor if there is one."""
+    """Middle and size of the object by its masks alone: those of its visual hull, above the floor if there is one.
+
+    A single view has no hull; there it is the box around what is seen (see `seen_box`).
+    """
+    if len(observation.views) == 1:
+        axes, low, high = seen_box(observation.views[0], floor)
+        return (low + high) / 2 @ axes, 1.12 * float((high - low).max()) / 2
     origins, directions, spans = [], [], []
     for view in observation.views:
         assert view.mask is not None, "checked before"
@@ -71,6 +85,10 @@ def hull_distance(
             inside &= ~seen | (measured <= 0) | (away > measured - 0.25 * step * scale)
         whole = not (view.mask[[0, -1]].any() or view.mask[:, [0, -1]].any())
         inside &= hit if whole else hit | ~seen  # an object that is wholly in the picture is nowhere else
+    if len(observation.views) == 1:
+        axes, low, high = seen_box(observation.views[0], floor)
+        turned = points @ axes.T
+        inside &= ((turned >= low) & (turned <= high)).all(dim=-1)
     if floor is not None:
         inside &= points[:, 2] >= floor
     solid = inside.reshape(size, size, size).numpy()
@@ -78,3 +96,53 @@ def hull_distance(
         raise AfieldError(f"The masks of '{observation.name}' have no common hull; check cameras and masks.")
     outside, inner = (np.asarray(distance_transform_edt(where)) for where in (~solid, solid))
     return torch.from_numpy((outside - inner) * step).float()
+
+
+def seen_box(
+    view: View, floor: float | None = None
+) -> tuple[Float[Tensor, "3 3"], Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """An upright box around what one view with depth sees of the object: nobody knows more of its other side.
+
+    An object that shows its front alone is taken to be a tenth as deep as it is large. The box reaches down to the floor.
+
+    Returns:
+        Rows: the box's axes in the world (across the picture, away from the camera, up); its lowest and highest corner in them.
+    """
+    rows, columns = np.nonzero(_pieces(view, floor))
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = view.camera.backproject(pixels, torch.from_numpy(view.depth[rows, columns]).float())
+    up = torch.tensor([0.0, 0.0, 1.0])
+    ahead = view.camera.T_world_camera[:3, 2] - view.camera.T_world_camera[2, 2] * up
+    if float(ahead.norm()) < 0.1:  # it looks straight down
+        ahead = -view.camera.T_world_camera[:3, 1] + view.camera.T_world_camera[2, 1] * up
+    ahead = functional.normalize(ahead, dim=0)
+    axes = torch.stack((torch.linalg.cross(ahead, up), ahead, up))
+    turned = points @ axes.T
+    some = turned[:: max(1, len(turned) // 100_000)]
+    low, high = torch.quantile(some, 0.005, dim=0), torch.quantile(some, 0.995, dim=0)
+    margin = 0.02 * float((high - low).max())
+    low, high = low - margin, high + margin
+    high[1] = torch.maximum(high[1], low[1] + THIN * (high - low).max())
+    if floor is not None and floor < float(high[2]):
+        low[2] = floor
+    return axes, low, high
+
+
+def _pieces(view: View, floor: float | None) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the object with depth, without slivers of the floor and of what lies behind it that the mask took along."""
+    assert view.mask is not None, "checked before"
+    inner = cv2.erode(view.mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
+    known = inner & (view.depth > 0)
+    if floor is not None:
+        rows, columns = np.nonzero(known)
+        pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+        away = torch.from_numpy(view.depth[rows, columns]).float()
+        high = view.camera.backproject(pixels, away)[:, 2] - floor > LIES * away
+        known[rows, columns] = high.numpy()
+    far = np.log(np.maximum(view.depth, 1e-6))
+    jump = np.zeros(known.shape, bool)
+    jump[:-1] |= np.abs(np.diff(far, axis=0)) > EDGE
+    jump[:, :-1] |= np.abs(np.diff(far, axis=1)) > EDGE
+    count, labels, stats, _ = cv2.connectedComponentsWithStats((known & ~jump).astype(np.uint8), connectivity=4)
+    large = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= PIECE * known.sum()]
+    return np.isin(labels, large) if large else view.mask & (view.depth > 0)

@@ -17,6 +17,9 @@ from afield.observation import Observation
 from afield.perception.crops import object_square
 from afield.perception.features import FeatureExtractor, extract_with_progress
 
+FEWEST = 100
+"""Pixels of the object with depth that make a surface of a single view."""
+
 
 @dataclass(frozen=True)
 class Flow:
@@ -104,18 +107,20 @@ def check_labels(observation: Observation, labels: Labels) -> None:
     """Refuse what no function can be fitted to.
 
     Raises:
-        AfieldError: a single view, no or an empty mask, contact masks or maps of descriptors of another
+        AfieldError: a single view without depth, no or an empty mask, contact masks or maps of descriptors of another
             size or number, contact outside of all masks, no flow.
     """
     name, views = observation.name, observation.views
-    if len(views) < 2:
-        raise AfieldError(f"'{name}' has one view; a surface needs at least two from different sides.")
     missing = [view.name for view in views if view.mask is None]
     if missing:
         raise AfieldError(f"The views {', '.join(missing)} of '{name}' have no object mask.")
     empty = [view.name for view in views if view.mask is not None and not view.mask.any()]
     if empty:
         raise AfieldError(f"The object mask of the views {', '.join(empty)} of '{name}' is empty.")
+    if len(views) == 1 and views[0].mask is not None and (views[0].depth[views[0].mask] > 0).sum() < FEWEST:
+        raise AfieldError(
+            f"'{name}' has one view without depth; a surface needs depth, or at least two views from different sides."
+        )
     if len(labels.contact) != len(views):
         raise AfieldError(f"'{name}' has {len(views)} views, but {len(labels.contact)} contact masks.")
     for view, mask in zip(views, labels.contact, strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ FOCAL_GUESS = 1.1
 """Of the longer side of the picture: telephones' main cameras lie between 0.7 and 1.3."""
 NOMINAL = 1.0
 """Metres from the camera to the middle of what it sees; a video without a known length is scaled to it."""
+LEAST_POINTS = 40
+"""Points without which poses from elsewhere are not believed."""
+LEAST_PARALLAX = 1.0
+"""Degrees between the rays to a point, below which its place is not known."""
+AGREES = 1.5
+"""Pixels, on the average, between a triangulated point and its track."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,39 @@ class CameraPath:
     def __len__(self) -> int:
         return len(self.T_world_camera)
 
+    def distance(
+        self, pixels: Float[np.ndarray, "k 2"], points: Float[np.ndarray, "k 3"], frame: int
+    ) -> Float[np.ndarray, "k"]:
+        """How far, in pixels of a frame, points of the world are seen from given pixels."""
+        found = self.camera(frame).project(torch.from_numpy(points).float())[0].numpy()
+        return np.linalg.norm(found - pixels, axis=-1)
+
+    def scaled(self, factor: float, *, metric: bool) -> CameraPath:
+        """The path with all lengths multiplied."""
+        poses = self.T_world_camera.clone()
+        poses[:, :3, 3] *= factor
+        return replace(self, T_world_camera=poses, points=self.points * factor, metric=metric)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What of it are tensors, for a file; `described` is the rest, and `restored` reads both."""
+        return {"T_world_camera": self.T_world_camera, "points": self.points, "spread": self.spread}
+
+    def described(self) -> dict[str, Any]:
+        """What of it are numbers."""
+        return {name: getattr(self, name) for name in ("width", "height", "focal", "static", "metric")}
+
+    @classmethod
+    def restored(cls, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> CameraPath:
+        """A path from its tensors and numbers."""
+        return cls(
+            int(numbers["width"]),
+            int(numbers["height"]),
+            float(numbers["focal"]),
+            *(tensors[name] for name in ("T_world_camera", "points", "spread")),
+            static=bool(numbers["static"]),
+            metric=bool(numbers["metric"]),
+        )
+
 
 def cameras_from_video(
     frames: UInt8[np.ndarray, "t h w 3"],
@@ -75,11 +116,7 @@ def cameras_from_video(
     Raises:
         AfieldError: too little texture or motion to tell where the camera was, or `pycolmap` is not installed.
     """
-    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
-    masks = None
-    if ignore is not None:
-        kernel = np.ones((9, 9), np.uint8)
-        masks = np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in ignore])
+    gray, masks = _prepared(frames, ignore)
     tracks = track_everywhere(gray, masks, progress=progress)
     height, width = gray.shape[1:]
     guess = focal or FOCAL_GUESS * max(width, height)
@@ -95,6 +132,82 @@ def cameras_from_video(
     spread = torch.tensor([errors[key] for key in used]).float()
     turned, cloud = upright(torch.from_numpy(poses).float(), cloud)
     return CameraPath(width, height, found_focal, turned, cloud, spread, static=False, metric=False)
+
+
+def with_points(
+    path: CameraPath,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    ignore: Bool[np.ndarray, "t h w"] | None = None,
+    *,
+    progress: bool = True,
+) -> CameraPath:
+    """A camera path from elsewhere with points: tracked corners, triangulated under the given poses.
+
+    Args:
+        path: poses of all frames; it moves.
+        frames: RGB.
+        ignore: where hands are.
+        progress: show a progress bar.
+
+    Raises:
+        AfieldError: hardly any corner agrees with the poses.
+    """
+    gray, masks = _prepared(frames, ignore)
+    tracks = track_everywhere(gray, masks, progress=progress)
+    long = int((tracks.seen.sum(axis=0) >= 3).sum())
+    points, spread = triangulate(path, tracks)
+    if len(points) < LEAST_POINTS or len(points) < 0.1 * long:
+        raise AfieldError(
+            f"Stage cameras: only {len(points)} of {long} tracked corners fit the given poses; check that they belong to these "
+            "frames, in this order, with this focal length, as T_world_camera of OpenCV cameras."
+        )
+    return replace(path, points=points, spread=spread)
+
+
+def triangulate(path: CameraPath, tracks: PointTracks) -> tuple[Float[Tensor, "m 3"], Float[Tensor, "m"]]:
+    """Points of tracks, from the first and the last frame that see each; those that other frames do not confirm are dropped.
+
+    Returns:
+        Points in the world, and the mean distance in pixels between each and its track.
+    """
+    matrix = path.camera(0).intrinsics.double().numpy()
+    camera_world = torch.linalg.inv(path.T_world_camera.double()).numpy()[:, :3]
+    eyes = path.T_world_camera[:, :3, 3].double().numpy()
+    number = tracks.seen.sum(axis=0)
+    first = tracks.seen.argmax(axis=0)
+    last = len(tracks.seen) - 1 - tracks.seen[::-1].argmax(axis=0)
+    places, spreads = [np.zeros((0, 3))], [np.zeros(0)]
+    for a, b in np.unique(np.stack((first, last), axis=1)[number >= 3], axis=0):
+        some = np.flatnonzero((first == a) & (last == b) & (number >= 3))
+        pixels = [tracks.pixels[frame, some].T.astype(np.float64) for frame in (a, b)]
+        answer = cv2.triangulatePoints(matrix @ camera_world[a], matrix @ camera_world[b], *pixels)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = (answer[:3] / answer[3]).T
+        toward = [found - eyes[frame] for frame in (a, b)]
+        cosine = (toward[0] * toward[1]).sum(axis=1) / np.prod([np.linalg.norm(way, axis=1) for way in toward], axis=0)
+        off = np.full((len(tracks.seen), len(some)), np.nan)
+        for frame in range(a, b + 1):
+            seen_from = found @ camera_world[frame, :, :3].T + camera_world[frame, :, 3]
+            where = seen_from[:, :2] / seen_from[:, 2:] * path.focal + matrix[:2, 2]
+            far = np.linalg.norm(where - tracks.pixels[frame, some], axis=1)
+            off[frame] = np.where(tracks.seen[frame, some], np.where(seen_from[:, 2] > 0, far, np.inf), np.nan)
+        kept = np.isfinite(found).all(axis=1) & (cosine < math.cos(math.radians(LEAST_PARALLAX)))
+        kept &= np.nanmax(off, axis=0) < 2 * AGREES
+        kept &= np.nanmean(off, axis=0) < AGREES
+        places.append(found[kept])
+        spreads.append(np.nanmean(off, axis=0)[kept])
+    return torch.from_numpy(np.concatenate(places)).float(), torch.from_numpy(np.concatenate(spreads)).float()
+
+
+def _prepared(
+    frames: UInt8[np.ndarray, "t h w 3"], ignore: Bool[np.ndarray, "t h w"] | None
+) -> tuple[UInt8[np.ndarray, "t h w"], Bool[np.ndarray, "t h w"] | None]:
+    """Grey frames, and where no corner may be: on hands and close to them."""
+    gray = np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames])
+    if ignore is None:
+        return gray, None
+    kernel = np.ones((9, 9), np.uint8)
+    return gray, np.stack([cv2.dilate(mask.astype(np.uint8), kernel) > 0 for mask in ignore])
 
 
 def background_motion(tracks: PointTracks) -> float:
@@ -224,18 +337,16 @@ def _poses(
 
 
 def upright(
-    poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"]
+    poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"], *, metric: bool = False
 ) -> tuple[Float[Tensor, "n 4 4"], Float[Tensor, "m 3"]]:
-    """Turn and scale a reconstruction: +Z up, the ground at z = 0, what is seen about a metre away.
+    """Turn and scale a reconstruction: +Z up, the ground at z = 0, what is seen about a metre away unless it is in metres.
 
     Up is the normal of the plane with the most points among those that could be lying, given that nobody holds a telephone
     upside down; where no plane is found, the mean up of the pictures.
     """
     up_pictures = -poses[:, :3, 1].mean(dim=0)
     up_pictures = up_pictures / up_pictures.norm()
-    inverse = torch.linalg.inv(poses[len(poses) // 2])
-    depth = (points @ inverse[:3, :3].T + inverse[:3, 3])[:, 2]
-    scale = NOMINAL / float(depth[depth > 0].median())
+    scale = 1.0 if metric else nominal_scale(poses, points)
     points, poses = points * scale, poses.clone()
     poses[:, :3, 3] *= scale
     plane = lying_plane(points, up_pictures)
@@ -250,6 +361,13 @@ def upright(
     return turned, points @ rotation.T + shift
 
 
+def nominal_scale(poses: Float[Tensor, "n 4 4"], points: Float[Tensor, "m 3"]) -> float:
+    """The factor that puts half of the points at least a metre away from the camera in the middle of its way."""
+    inverse = torch.linalg.inv(poses[len(poses) // 2])
+    depth = (points @ inverse[:3, :3].T + inverse[:3, 3])[:, 2]
+    return NOMINAL / float(depth[depth > 0].median())
+
+
 def lying_plane(
     points: Float[Tensor, "m 3"], up: Float[Tensor, "3"], *, near: float = 0.008, tilt: float = 0.55, tries: int = 3000
 ) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]] | None:
@@ -257,6 +375,7 @@ def lying_plane(
     if len(points) < 30:
         return None
     generator = torch.Generator().manual_seed(0)
+    points = points[torch.randperm(len(points), generator=generator)[:4000]] if len(points) > 4000 else points
     some = torch.randint(len(points), (tries, 3), generator=generator)
     a, b, c = points[some[:, 0]], points[some[:, 1]], points[some[:, 2]]
     normal = torch.linalg.cross(b - a, c - a)

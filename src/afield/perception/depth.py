@@ -214,7 +214,7 @@ class TransformersDepth:
             self._model: Any = AutoModelForDepthEstimation.from_pretrained(model, local_files_only=True).eval()
         except (OSError, ValueError) as error:
             raise AfieldError(
-                f"The weights of the depth model '{model}' are not here: huggingface-cli download {model}; or give the folder "
+                f"The weights of the depth model '{model}' are not here: hf download {model}; or give the folder "
                 "that holds them."
             ) from error
         config = self._model.config

@@ -1,4 +1,4 @@
-"""Masks of the object of interest from boxes that a person drew."""
+"""Masks of the object of interest from boxes that a person drew, or from a click upon it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
-from tqdm import tqdm
 
 from afield.errors import AfieldError
 from afield.observation import Observation, View
@@ -18,6 +17,8 @@ from afield.observation import Observation, View
 Number = float | int
 Box = tuple[Number, Number, Number, Number]
 """Left, top, right, bottom in pixels."""
+Click = tuple[Number, Number]
+"""Column and row of a pixel that belongs to the object."""
 
 SOLID = 0.012
 """What rises more than this many metres above the background belongs to the object for sure."""
@@ -31,6 +32,10 @@ ROUNDS = 3
 """How often boxes are carried over: what the first round finds in the other views shows more sides of the object."""
 WORK_SIZE = 256
 """GrabCut runs on a picture in which the box has at most this many pixels a side; more is slow and not better."""
+REACHES = (0.06, 0.1, 0.15, 0.2, 0.27, 0.35)
+"""How large an object around a click may be: these shares of the picture's longer side are tried as its radius."""
+SMALLER = 0.88
+"""Of the masks around a click the smallest is taken whose outline is at least so clear as this share of the clearest."""
 
 
 def mask_from_box(
@@ -91,6 +96,67 @@ def mask_from_box(
     whole = cv2.resize(foreground.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
     mask[part_top : part_top + size[1], part_left : part_left + size[0]] = whole
     return mask
+
+
+def mask_from_click(color: UInt8[np.ndarray, "h w 3"], click: Click, *, iterations: int = 5) -> Bool[np.ndarray, "h w"]:
+    """The object that a pixel belongs to, by GrabCut in discs of several sizes around it; a click says less than a box.
+
+    What lies far outside of a disc teaches what background looks like. Of the answers the one with the clearest outline is
+    taken, and of several about as clear the smallest.
+
+    Args:
+        color: RGB picture.
+        click: column and row of a pixel of the object, best in its middle.
+        iterations: of GrabCut.
+
+    Returns:
+        The connected piece of foreground around the click.
+
+    Raises:
+        AfieldError: the click is outside of the picture, or nothing there differs from its surroundings.
+    """
+    height, width = color.shape[:2]
+    if not (0 <= click[0] < width and 0 <= click[1] < height):
+        raise AfieldError(
+            f"The click {tuple(click)} lies outside of the {width}x{height} picture; give column and row."
+        )
+    scale = min(1.0, WORK_SIZE / max(height, width))
+    small = cv2.resize(color, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    column = min(small.shape[1] - 1, int(click[0] * scale))
+    row = min(small.shape[0] - 1, int(click[1] * scale))
+    rows, columns = np.mgrid[: small.shape[0], : small.shape[1]]
+    far = np.hypot(columns - column, rows - row) / max(small.shape[:2])
+    found: list[tuple[float, Bool[np.ndarray, "_h _w"]]] = []
+    for reach in REACHES:
+        labels = np.where(far < reach, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        labels[far > 1.5 * reach], labels[far < 0.02] = cv2.GC_BGD, cv2.GC_FGD
+        if (labels == cv2.GC_BGD).sum() < 16:
+            continue
+        cv2.setRNGSeed(0)
+        models = (np.zeros((1, 65)), np.zeros((1, 65)))
+        cv2.grabCut(small[..., ::-1].copy(), labels, (0, 0, 1, 1), *models, iterations, cv2.GC_INIT_WITH_MASK)
+        _, pieces = cv2.connectedComponents(
+            np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8), connectivity=4
+        )
+        piece = pieces == pieces[row, column]
+        if piece.sum() >= 16 and not piece.all():
+            found.append((_clearness(small, piece, far > 1.5 * reach - 0.01), piece))
+    best = max((clear for clear, _ in found), default=0.0)
+    if best <= 0:
+        raise AfieldError(
+            f"Nothing around the click {tuple(click)} differs from what is farther away; give a box instead."
+        )
+    chosen = min((piece for clear, piece in found if clear >= SMALLER * best), key=np.sum)
+    return cv2.resize(chosen.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+
+
+def _clearness(color: UInt8[np.ndarray, "h w 3"], mask: Bool[np.ndarray, "h w"], end: Bool[np.ndarray, "h w"]) -> float:
+    """Mean slope of the colours along the outline of a mask; what of it lies where the search ended counts nothing."""
+    lab = cv2.GaussianBlur(cv2.cvtColor(color, cv2.COLOR_RGB2LAB).astype(np.float32), (0, 0), 1.0)
+    slope = np.sqrt(sum(np.square(cv2.Sobel(lab, cv2.CV_32F, *order)).sum(axis=-1) for order in ((1, 0), (0, 1))))
+    rim = cv2.morphologyEx(mask.astype(np.uint8), cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)) > 0
+    rim[[0, -1]] = rim[:, [0, -1]] = False  # the picture's border is no outline of anything
+    return float(np.where(end, 0.0, slope)[rim].mean()) if rim.any() else 0.0
 
 
 def mask_observation(observation: Observation, boxes: Mapping[str, Box]) -> Observation:
@@ -231,106 +297,3 @@ def _largest_piece(mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
     if count < 2:
         return np.zeros_like(mask)
     return labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-
-
-BAND = 3
-"""GrabCut decides anew within so many pixels of where the flow has carried a mask's border."""
-PROPAGATION_SIZE = 320
-"""Frames are reduced to so many pixels on the longer side while a mask is carried through them."""
-
-
-def propagate_mask(
-    frames: UInt8[np.ndarray, "t h w 3"],
-    mask: Bool[np.ndarray, "h w"],
-    start: int,
-    hidden: Bool[np.ndarray, "t h w"],
-    *,
-    progress: bool = True,
-) -> Bool[np.ndarray, "t h w"]:
-    """Carry the mask of one frame through the video by dense flow, and let GrabCut redraw its border in every frame.
-
-    Args:
-        frames: RGB.
-        mask: of the object in frame `start`.
-        start: the frame that the mask belongs to.
-        hidden: what stands in front of the object, hands above all; the object goes on behind it unseen.
-        progress: show a progress bar.
-
-    Returns:
-        Where the object is seen in every frame.
-    """
-    height, width = mask.shape
-    scale = min(1.0, PROPAGATION_SIZE / max(height, width))
-    if scale < 1:
-        frames = np.stack(
-            [cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for frame in frames]
-        )
-        small = frames.shape[2], frames.shape[1]
-        mask = cv2.resize(mask.astype(np.float32), small, interpolation=cv2.INTER_AREA) > 0.5
-        hidden = np.stack(
-            [cv2.resize(one.astype(np.uint8), small, interpolation=cv2.INTER_NEAREST) > 0 for one in hidden]
-        )
-    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    masks = np.zeros(frames.shape[:3], bool)
-    masks[start] = mask & ~hidden[start]
-    bar = tqdm(total=len(frames) - 1, desc="masks", unit="frame", disable=not progress, leave=False)
-    for order in (range(start + 1, len(frames)), range(start - 1, -1, -1)):
-        whole = mask
-        for index in order:
-            before = index - (1 if order.step > 0 else -1)
-            unmoved = np.zeros((*mask.shape, 2), np.float32)
-            back = _around_hidden(flow.calc(gray[index], gray[before], unmoved), hidden[index] | hidden[before])
-            rows, columns = np.mgrid[: mask.shape[0], : mask.shape[1]].astype(np.float32)
-            carried = cv2.remap(
-                whole.astype(np.float32),
-                columns + back[..., 0],
-                rows + back[..., 1],
-                cv2.INTER_LINEAR,
-                borderMode=cv2.BORDER_REPLICATE,
-            )
-            whole = _redraw(frames[index], carried > 0.5, hidden[index])
-            masks[index] = whole & ~hidden[index]
-            bar.update()
-    bar.close()
-    if scale < 1:
-        return np.stack([cv2.resize(one.astype(np.float32), (width, height)) > 0.5 for one in masks])
-    return masks
-
-
-def _around_hidden(flow: Float[np.ndarray, "h w 2"], hidden: Bool[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 2"]:
-    """Behind a hand the object moves as it does beside it, not as the hand does."""
-    if not hidden.any():
-        return flow
-    known = (cv2.dilate(hidden.astype(np.uint8), np.ones((7, 7), np.uint8)) == 0).astype(np.float32)
-    size = (0, 0)
-    weight = cv2.GaussianBlur(known, size, 25)
-    smooth = cv2.GaussianBlur(flow * known[..., None], size, 25) / np.maximum(weight, 1e-6)[..., None]
-    return np.where(known[..., None] > 0, flow, smooth).astype(np.float32)
-
-
-def _redraw(
-    color: UInt8[np.ndarray, "h w 3"], carried: Bool[np.ndarray, "h w"], hidden: Bool[np.ndarray, "h w"]
-) -> Bool[np.ndarray, "h w"]:
-    """The carried mask with a border that follows the picture; behind what hides it the border stays as carried."""
-    kernel = np.ones((2 * BAND + 1, 2 * BAND + 1), np.uint8)
-    inner, outer = cv2.erode(carried.astype(np.uint8), kernel), cv2.dilate(carried.astype(np.uint8), kernel)
-    rows, columns = np.nonzero(outer)
-    if len(rows) < 64 or inner.sum() < 32:
-        return carried
-    margin = 8
-    part = (
-        slice(max(0, rows.min() - margin), rows.max() + margin),
-        slice(max(0, columns.min() - margin), columns.max() + margin),
-    )
-    labels = np.where(carried[part], cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-    labels[outer[part] == 0], labels[inner[part] > 0] = cv2.GC_BGD, cv2.GC_FGD
-    if (labels == cv2.GC_BGD).sum() < 32:
-        return carried
-    cv2.setRNGSeed(0)
-    models = (np.zeros((1, 65)), np.zeros((1, 65)))
-    cv2.grabCut(np.ascontiguousarray(color[part][..., ::-1]), labels, (0, 0, 1, 1), *models, 1, cv2.GC_INIT_WITH_MASK)
-    found = carried.copy()
-    decided = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    found[part] = np.where(hidden[part], carried[part], decided)
-    return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float
 from scipy.linalg import expm, logm
 from scipy.optimize import least_squares
@@ -264,8 +263,7 @@ def _error(
 def _residual(
     path: CameraPath, pixels: Float[np.ndarray, "k 2"], points: Float[np.ndarray, "k 3"], frame: int
 ) -> Float[np.ndarray, "k"]:
-    found = path.camera(frame).project(torch.from_numpy(points).float())[0].numpy()
-    return np.linalg.norm(found - pixels, axis=-1)
+    return path.distance(pixels, points, frame)
 
 
 def _moved(points: Float[np.ndarray, "k 3"], motion: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "k 3"]:

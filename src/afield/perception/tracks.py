@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import cv2
@@ -146,7 +147,7 @@ def track_everywhere(
     return PointTracks(pixels, seen)
 
 
-TRACKERS = ("lucas-kanade",)
+TRACKERS = ("lucas-kanade", "cotracker")
 
 
 def tracker_by_name(name: str) -> PointTracker:
@@ -157,4 +158,11 @@ def tracker_by_name(name: str) -> PointTracker:
     """
     if name == "lucas-kanade":
         return LucasKanade()
-    raise AfieldError(f"There is no point tracker '{name}'; choose one of {', '.join(TRACKERS)}.")
+    if name == "cotracker" or name.endswith(".pth"):
+        from afield.perception.given_tracks import CoTracker
+
+        return CoTracker(None if name == "cotracker" else Path(name))
+    raise AfieldError(
+        f"There is no point tracker '{name}'; choose one of {', '.join(TRACKERS)}, weights of CoTracker3 (.pth), or a file with "
+        "tracks (.npz, .safetensors)."
+    )

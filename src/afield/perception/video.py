@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -40,6 +40,15 @@ class Video:
         """Width and height of the frames here."""
         return self.frames.shape[2], self.frames.shape[1]
 
+    def backwards(self) -> Video:
+        """The same video from its end to its beginning; `read` still says which frames of the file these are."""
+        return replace(
+            self,
+            frames=np.ascontiguousarray(self.frames[::-1]),
+            times=self.times[-1] - self.times[::-1],
+            read=self.read[::-1],
+        )
+
 
 def read_video(path: Path, *, longest: int = 640, most: int = 120, progress: bool = True) -> Video:
     """Read a video or a folder of pictures, reduced to what the stages can use.
@@ -56,7 +65,15 @@ def read_video(path: Path, *, longest: int = 640, most: int = 120, progress: boo
     path = Path(path)
     if not path.exists():
         raise AfieldError(f"There is no video {path}.")
-    frames, times, read, full = (_read_folder if path.is_dir() else _read_file)(path, longest, most, progress)
+    return as_video(path, *(_read_folder if path.is_dir() else _read_file)(path, longest, most, progress))
+
+
+def as_video(path: Path, frames: list[np.ndarray], times: list[float], read: list[int], full: tuple[int, int]) -> Video:
+    """Frames that were read from somewhere, if a demonstration can be in them.
+
+    Raises:
+        AfieldError: there are too few, or most are black.
+    """
     if len(frames) < FEWEST:
         raise AfieldError(
             f"{path} has {len(frames)} frame{'s' * (len(frames) != 1)}; a demonstration needs at least {FEWEST}: some without "
@@ -101,19 +118,20 @@ def _read_file(path: Path, longest: int, most: int, progress: bool) -> Read:
         if not ok:
             break
         full = (frame.shape[1], frame.shape[0])
-        frames.append(_reduced(frame, longest))
+        frames.append(reduced(frame, longest))
     capture.release()
     return frames, [stamps[index] for index in wanted[: len(frames)]], wanted[: len(frames)], full
 
 
 def pictures_in(folder: Path, suffixes: tuple[str, ...] = PICTURES) -> list[Path]:
     """Pictures in the order of the numbers in their names: frame2 comes before frame10."""
+    files = (file for file in folder.iterdir() if file.suffix.lower() in suffixes)
+    return sorted(files, key=lambda file: numbered(file.name))
 
-    def order(file: Path) -> list[tuple[int, str]]:
-        parts = re.split(r"(\d+)", file.name)
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
-    return sorted((file for file in folder.iterdir() if file.suffix.lower() in suffixes), key=order)
+def numbered(name: str) -> list[tuple[int, str]]:
+    """A name as something to sort by: the numbers in it count as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _read_folder(path: Path, longest: int, most: int, progress: bool) -> Read:
@@ -133,7 +151,7 @@ def _read_folder(path: Path, longest: int, most: int, progress: bool) -> Read:
                 f"The frame {files[index].name} has {size[0]}x{size[1]} pixels, but those before have {full[0]}x{full[1]}."
             )
         full = size
-        frames.append(_reduced(frame, longest))
+        frames.append(reduced(frame, longest))
     return frames, [index / 15.0 for index in wanted], wanted, full
 
 
@@ -152,7 +170,8 @@ def _even(stamps: list[float], most: int) -> list[int]:
     return sorted(set(np.abs(np.array(stamps)[None] - wanted[:, None]).argmin(axis=1).tolist()))
 
 
-def _reduced(frame: UInt8[np.ndarray, "h w 3"], longest: int) -> UInt8[np.ndarray, "_h _w 3"]:
+def reduced(frame: UInt8[np.ndarray, "h w 3"], longest: int) -> UInt8[np.ndarray, "_h _w 3"]:
+    """A frame of OpenCV (BGR) as RGB, with at most so many pixels on its longer side."""
     height, width = frame.shape[:2]
     scale = longest / max(height, width)
     if scale < 1:

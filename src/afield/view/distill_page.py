@@ -21,6 +21,9 @@ STRIP = 6
 """Frames shown of a stage."""
 PLAYED = 48
 """Frames of the film at the top."""
+BACKWARDS = (
+    "The video begins in contact; all of this page shows it from its end, and what is called contact was the release. "
+)
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .3rem; }
@@ -78,8 +81,8 @@ def write_distill_page(found: Distilled, path: Path) -> None:
         ),
         _section(
             "Contact",
-            f"First contact in frame {video.read[contact.contact_frame]}, motion from frame "
-            f"{video.read[contact.motion_frame]}, release after "
+            f"{BACKWARDS if found.backwards else ''}First contact in frame {video.read[contact.contact_frame]}, motion from "
+            f"frame {video.read[contact.motion_frame]}, release after "
             f"frame {video.read[contact.release_frame]}. The region, in the last frame before the hand comes:",
             _figure(
                 mask_on(video.frames[contact.free_frame], contact.region), f"frame {video.read[contact.free_frame]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from tqdm import tqdm
 
+from afield.artifacts import load_artifact, save_artifact
+from afield.distill.stages.cameras import TENSORS
 from afield.errors import AfieldError
 from afield.observation import Camera
-from afield.perception.cameras import CameraPath
+from afield.perception.cameras import CameraPath, upright
 from afield.perception.depth import DepthFiles, DepthNetwork, agree, fill_holes, fit_to_points, plane_sweep
 from afield.perception.video import Video
 
@@ -77,8 +80,8 @@ def free_run(free: Bool[np.ndarray, "t"]) -> list[int]:
     if before >= 1:
         return list(range(before))
     raise AfieldError(
-        "Stage depth: a hand is in the first frame; film the object alone for a second before the hand "
-        "comes, or cut the video so."
+        "Stage depth: a hand is in the first frame, and in the last one; film the object alone for a second before the hand "
+        "comes or after it has gone, or cut the video so."
     )
 
 
@@ -91,8 +94,8 @@ def depth_from_frames(video: Video, path: CameraPath, free: list[int], *, progre
     reference = free[-1]
     if path.static:
         raise AfieldError(
-            "Stage depth: the camera stands still, so that neither depth nor a second view for the fit can come from the video; "
-            "move it sideways while filming."
+            "Stage depth: the camera stands still, so that the video does not tell depth; move it sideways while filming, or "
+            "give --depth FOLDER (16-bit images in millimetres) or --depth MODEL (one that answers in metres)."
         )
     near, far, middle = depth_range(path, reference)
     base = path.T_world_camera[free][:, :3, 3] - path.T_world_camera[reference][:3, 3]
@@ -115,26 +118,34 @@ def depth_from_frames(video: Video, path: CameraPath, free: list[int], *, progre
     return DepthMaps(tuple(chosen), np.stack(checked).astype(np.float32), path.metric)
 
 
-def depth_from_network(video: Video, path: CameraPath, network: DepthNetwork, free: list[int]) -> DepthMaps:
-    """A network's depth, brought to the scale of the camera path.
+def depth_from_network(
+    video: Video, path: CameraPath, network: DepthNetwork, free: list[int]
+) -> tuple[DepthMaps, CameraPath]:
+    """A network's depth; one that answers in metres tells how long the camera path is, any other is fitted to the path.
 
     Raises:
-        AfieldError: the path has no points to compare with and is not in metres.
+        AfieldError: the camera stands still and the network does not answer in metres, or there are no points to compare with.
     """
-    if not path.static and len(path.points) == 0:
+    if path.static and not network.metric:
         raise AfieldError(
-            "Stage depth: the camera file has no known points that a network's depth could be fitted to; give --depth FOLDER "
-            "with measured depth, or leave the camera file out."
+            "Stage depth: the camera stands still, and this network's depth is known up to scale and shift only; name one that "
+            "answers in metres (DepthPro, ZoeDepth, Depth Anything V2 Metric), or give --depth FOLDER."
         )
     chosen = _spread(free, 1 if path.static else VIEWS)
     width, height = small_size(video)
-    maps = []
-    for frame in chosen:
-        raw = cv2.resize(network.estimate(video.frames[frame]), (width, height), interpolation=cv2.INTER_AREA)
-        maps.append(
-            raw if path.static else fit_to_points(raw, small_camera(path.camera(frame), width, height), path.points)
-        )
-    return DepthMaps(tuple(chosen), np.stack(maps).astype(np.float32), network.metric if path.static else path.metric)
+    maps = [
+        cv2.resize(network.estimate(video.frames[frame]), (width, height), interpolation=cv2.INTER_AREA)
+        for frame in chosen
+    ]
+    if path.static:
+        return DepthMaps(tuple(chosen), np.stack(maps).astype(np.float32), metric=True), turned_upright(path, maps[-1])
+    cameras = [small_camera(path.camera(frame), width, height) for frame in chosen]
+    if network.metric and not path.metric:
+        factor = _metres_a_unit(path, cameras, maps)
+        path = path.scaled(factor, metric=True)
+        cameras = [small_camera(path.camera(frame), width, height) for frame in chosen]
+    fitted = [fit_to_points(raw, camera, path.points) for raw, camera in zip(maps, cameras, strict=True)]
+    return DepthMaps(tuple(chosen), np.stack(fitted).astype(np.float32), path.metric), path
 
 
 def depth_from_files(
@@ -143,32 +154,86 @@ def depth_from_files(
     """Sensor depth; it also tells how long the camera path is, which is returned in metres."""
     chosen = _spread(free, 1 if path.static else VIEWS)
     maps = np.stack([files.read(video.read[frame], small_size(video)) for frame in chosen])
-    if path.static or path.metric:
-        return DepthMaps(tuple(chosen), maps, metric=True), path
-    width, height = small_size(video)
-    if len(path.points) == 0:
+    return _measured(path, chosen, maps)
+
+
+def depth_from_sensor(
+    video: Video, path: CameraPath, depth: Float[np.ndarray, "t h w"], free: list[int]
+) -> tuple[DepthMaps, CameraPath]:
+    """Depth that an RGB-D recording brings along, in metres."""
+    chosen = _spread(free, 1 if path.static else VIEWS)
+    size = small_size(video)
+    return _measured(
+        path, chosen, np.stack([cv2.resize(depth[i], size, interpolation=cv2.INTER_NEAREST) for i in chosen])
+    )
+
+
+def _measured(path: CameraPath, chosen: list[int], maps: Float[np.ndarray, "k h w"]) -> tuple[DepthMaps, CameraPath]:
+    """Depth maps in metres, and the path in metres."""
+    height, width = maps.shape[1:]
+    if path.static:
+        path = turned_upright(path, maps[-1])
+    elif not path.metric:
+        cameras = [small_camera(path.camera(frame), width, height) for frame in chosen]
+        path = path.scaled(_metres_a_unit(path, cameras, list(maps)), metric=True)
+    return DepthMaps(tuple(chosen), maps, metric=True), path
+
+
+def turned_upright(path: CameraPath, depth: Float[np.ndarray, "h w"]) -> CameraPath:
+    """A camera that stands still, turned until what lies in its picture is level; its depth is in metres.
+
+    Where nothing lies, it stays as if it had been held level.
+    """
+    height, width = depth.shape
+    rows, columns = np.nonzero(depth > 0)
+    if len(rows) < 100:
         raise AfieldError(
-            "Stage depth: the camera file has no known points to compare sensor depth with; give its poses in metres and say "
-            '"metric": true in it.'
+            "Stage depth: the depth of the hands-free frame is empty; check that it belongs to the video."
         )
-    ratios = []
-    for frame, depth in zip(chosen, maps, strict=True):
-        pixels, away = small_camera(path.camera(frame), width, height).project(path.points)
+    some = np.random.default_rng(0).permutation(len(rows))[:4000]
+    pixels = torch.from_numpy(np.stack((columns[some], rows[some]), axis=-1)).float()
+    camera = small_camera(path.camera(0), width, height)
+    points = camera.backproject(pixels, torch.from_numpy(depth[rows[some], columns[some]]).float())
+    poses, points = upright(path.T_world_camera, points, metric=True)
+    return replace(path, T_world_camera=poses, points=points, spread=torch.zeros(len(points)), metric=True)
+
+
+def _metres_a_unit(path: CameraPath, cameras: list[Camera], maps: list[Float[np.ndarray, "h w"]]) -> float:
+    """How many metres a unit of the camera path is, by the depth in metres of its points.
+
+    Raises:
+        AfieldError: hardly any point has depth.
+    """
+    ratios = [np.zeros(0)]
+    for camera, depth in zip(cameras, maps, strict=True):
+        pixels, away = camera.project(path.points)
         column, row = pixels.round().long().T.numpy()
-        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height) & (away.numpy() > 0)
+        inside = (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height) & (away.numpy() > 0)
         measured = depth[row[inside], column[inside]]
         ratios.append((measured / away.numpy()[inside])[measured > 0])
     found = np.concatenate(ratios)
     if len(found) < 20:
         raise AfieldError(
-            f"Stage depth: only {len(found)} known points have sensor depth; check that the depth images belong to the frames."
+            f"Stage depth: only {len(found)} known points have depth; check that the depth images belong to the frames."
         )
-    factor = float(np.median(found))
-    poses = path.T_world_camera.clone()
-    poses[:, :3, 3] *= factor
-    return DepthMaps(tuple(chosen), maps, metric=True), replace(
-        path, T_world_camera=poses, points=path.points * factor, metric=True
+    return float(np.median(found))
+
+
+def save_depth(result: tuple[DepthMaps, CameraPath], folder: Path) -> None:
+    """Write depth maps, and the camera path to whose scale they have brought it."""
+    save_artifact(
+        folder,
+        "video-depth-cameras",
+        {"depth": torch.from_numpy(result[0].depth), **result[1].tensors()},
+        {"frames": list(result[0].frames), "metric": result[0].metric, "camera": result[1].described()},
     )
+
+
+def load_depth(folder: Path) -> tuple[DepthMaps, CameraPath]:
+    """Read what `save_depth` has written."""
+    tensors, header = load_artifact(folder, "video-depth-cameras", ("depth", *TENSORS), ("frames", "metric", "camera"))
+    maps = DepthMaps(tuple(int(x) for x in header["frames"]), tensors["depth"].numpy(), bool(header["metric"]))
+    return maps, CameraPath.restored(tensors, header["camera"])
 
 
 def depth_range(path: CameraPath, frame: int) -> tuple[float, float, float]:
@@ -177,8 +242,8 @@ def depth_range(path: CameraPath, frame: int) -> tuple[float, float, float]:
     away = away[away > 0]
     if len(away) < 20:
         raise AfieldError(
-            f"Stage depth: only {len(away)} known points lie in front of the camera, too few for plane sweep; with a camera file "
-            "give --depth FOLDER (16-bit images in millimetres)."
+            f"Stage depth: only {len(away)} known points lie in front of the camera, too few for plane sweep; give --depth "
+            "FOLDER (16-bit images in millimetres)."
         )
     low, middle, high = (float(torch.quantile(away, q)) for q in (0.01, 0.5, 0.99))
     return 0.75 * low, 1.3 * high, middle

@@ -27,6 +27,8 @@ BRIDGE = 30
 """Frames over which a hand that the detector lost is guessed to be on the straight way between."""
 MARGIN = 3
 """Frames before and after a hand is found that do not count as free: its fingers may be at the edge of the picture."""
+FEWEST_FREE = 3
+"""Free frames at one end of a video that count as a time without hands."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,11 @@ class HandTrack:
         middle = np.median(self.landmarks[:, 1:], axis=1)
         return np.where((self.state == 2)[:, None], middle, np.nan)
 
+    def backwards(self) -> HandTrack:
+        """The same track in a video that is seen from its end."""
+        names = ("landmarks", "depth", "state", "masks")
+        return HandTrack(*(np.ascontiguousarray(getattr(self, name)[::-1]) for name in names))
+
     def tips(self, frame: int) -> Float[np.ndarray, "5 2"]:
         """The fingertips, thumb first."""
         return self.landmarks[frame, [4, 8, 12, 16, 20]]
@@ -76,6 +83,15 @@ class HandTrack:
         """Read what `save` has written."""
         tensors, _ = load_artifact(folder, "video-hands", ("landmarks", "depth", "state", "masks"))
         return cls(*(tensors[name].numpy() for name in ("landmarks", "depth", "state", "masks")))
+
+
+def begins_in_contact(free: Bool[np.ndarray, "t"]) -> bool:
+    """Whether a hand is there from the beginning on and gone in the end: such a video is worked through backwards.
+
+    A hand that holds something may be found a few frames late, so fewer than three free frames are none.
+    """
+    before, after = (int(np.argmin(run)) if not run.all() else len(run) for run in (free, free[::-1]))
+    return before < FEWEST_FREE <= after
 
 
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:

@@ -23,6 +23,7 @@ from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
+from afield.perception.given_tracks import GivenTracks
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import PointTracker, PointTracks
 from afield.perception.video import Video
@@ -100,7 +101,9 @@ def track_object(
     Raises:
         AfieldError: nothing of the object moves as a rigid part.
     """
-    start = choose_points(video.frames[reference], mask & (depth > 0), count)
+    solid = mask & (depth > 0)
+    given = isinstance(tracker, GivenTracks)
+    start = tracker.inside(solid, reference, count) if given else choose_points(video.frames[reference], solid, count)
     found = tracker.track(video.frames, start, reference, progress=progress)
     seen = found.seen & ~_covered(found, hands.masks)
     alone = list(range(reference + 1))
@@ -177,8 +180,7 @@ def residual(
 ) -> Float[np.ndarray, "q"]:
     """Distance in pixels between tracks and where points that have moved by `motion` are seen."""
     moved = points @ motion[:3, :3].T + motion[:3, 3]
-    found = path.camera(frame).project(torch.from_numpy(moved).float())[0].numpy()
-    return np.linalg.norm(found - pixels, axis=-1)
+    return path.distance(pixels, moved, frame)
 
 
 def moving_points(

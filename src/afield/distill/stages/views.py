@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from afield.distill.labels import Flow
+from afield.artifacts import load_artifact, write_artifact_files, write_folder
+from afield.capture.folder import read_folder_capture, write_capture
+from afield.distill.labels import Flow, Labels
 from afield.distill.stages.contact import Contact
 from afield.distill.stages.depth import DepthMaps, small_camera
 from afield.distill.stages.tracks import ObjectTracks
@@ -15,6 +19,7 @@ from afield.errors import AfieldError
 from afield.observation import Observation, View
 from afield.perception.cameras import CameraPath
 from afield.perception.video import Video
+from afield.skills import DescriptorBasis
 
 
 def posed_views(
@@ -31,36 +36,45 @@ def posed_views(
     return Observation(tuple(views), name=video.name, extra=extra)
 
 
-def contact_in_views(observation: Observation, contact: Contact) -> tuple[Bool[np.ndarray, "_h _w"], ...]:
-    """The contact region of the reference frame, seen from all views: its points are carried over where they are visible.
+def contact_in_views(
+    observation: Observation, region: Bool[np.ndarray, "h w"]
+) -> tuple[Bool[np.ndarray, "_h _w"], ...]:
+    """A region of the last view, which is the reference, in all views: its points are carried over where they are visible.
 
     Raises:
-        AfieldError: no view shows it.
+        AfieldError: no depth in the region.
     """
     reference = observation.views[-1]
-    height, width = reference.depth.shape
-    own = cv2.resize(contact.region.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.3
-    rows, columns = np.nonzero(own & (reference.depth > 0))
+    rows, columns = np.nonzero(region & (reference.depth > 0))
     if len(rows) < 3:
         raise AfieldError("Stage views: the contact region has no depth; give --depth, or film with more light.")
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = reference.camera.backproject(pixels, torch.from_numpy(reference.depth[rows, columns]).float())
     found = []
     for view in observation.views[:-1]:
+        height, width = view.depth.shape
         seen, away = view.camera.project(points)
         column, row = seen.round().long().T.numpy()
-        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height)
+        inside = (column >= 0) & (row >= 0) & (column < width) & (row < height) & (away.numpy() > 0)
         column, row, away = column[inside], row[inside], away.numpy()[inside]
         there = view.depth[row, column]
         clear = (there <= 0) | (away < 1.03 * there)
-        region = np.zeros((height, width), np.uint8)
-        region[row[clear], column[clear]] = 1
-        region = cv2.morphologyEx(region, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
-        found.append(region & (view.mask if view.mask is not None else True))
-    return (*found, own)
+        marked = np.zeros((height, width), np.uint8)
+        marked[row[clear], column[clear]] = 1
+        marked = cv2.morphologyEx(marked, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
+        found.append(marked & (view.mask if view.mask is not None else True))
+    return (*found, region)
 
 
-def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int, times: Float[np.ndarray, "t"]) -> Flow:
+def small_region(contact: Contact, view: View) -> Bool[np.ndarray, "h w"]:
+    """The contact region in the size of the posed views."""
+    size = (view.camera.width, view.camera.height)
+    return cv2.resize(contact.region.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.3
+
+
+def object_flow(
+    tracks: ObjectTracks, contact: Contact, horizon: int, times: Float[np.ndarray, "t"], *, backwards: bool = False
+) -> Flow:
     """Flow of the points from first contact to release in `horizon` steps of equal time, in the frame of the cameras.
 
     Args:
@@ -68,6 +82,7 @@ def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int, times: Flo
         contact: when the hand takes hold and lets go.
         horizon: H.
         times: of the frames in seconds; the frame rate may vary.
+        backwards: the frames are in reverse order, so that what looks like the release was the first contact.
 
     Raises:
         AfieldError: there are not enough frames between contact and release.
@@ -78,13 +93,15 @@ def object_flow(tracks: ObjectTracks, contact: Contact, horizon: int, times: Flo
             f"Stage tracks: only {last - first} frames lie between contact ({first}) and release ({last}); film the motion "
             "slower."
         )
+    if backwards:
+        first, last = last, first
     start = tracks.at(first)
     moments = np.linspace(times[first], times[last], horizon + 1)[1:]
     steps = np.interp(moments, times, np.arange(len(times)))
     displacement, visible = [], []
     for time in steps:
-        low, share = min(int(time), last), float(time - int(time))
-        high = min(low + 1, last)
+        low, share = int(time), float(time - int(time))
+        high = min(low + 1, len(times) - 1)
         place = (1 - share) * tracks.at(low) + share * tracks.at(high)
         displacement.append(place - start)
         visible.append(tracks.seen[round(time)])
@@ -103,3 +120,41 @@ def table_height(observation: Observation, points: Float[np.ndarray, "q 3"]) -> 
     height = np.ptp(points[:, 2])
     low = float(np.quantile(points[:, 2], 0.02))
     return 0.0 if abs(low) < 0.25 * max(height, 1e-6) else None
+
+
+def save_labels(result: tuple[Observation, Labels, DescriptorBasis], folder: Path) -> None:
+    """Write an observation (as a capture, in `capture`), its labels, and how it is described."""
+    observation, labels, basis = result
+    assert labels.flow is not None, "a video shows a motion"
+    tensors = {
+        "start": labels.flow.start,
+        "displacement": labels.flow.displacement,
+        "visible": labels.flow.visible,
+        "basis.mean": basis.mean,
+        "basis.basis": basis.basis,
+    }
+    for index, mask in enumerate(labels.contact):
+        assert mask is not None, "every view has one"
+        tensors[f"contact.{index}"] = torch.from_numpy(mask)
+    header = {"floor": labels.floor, "flow": "from contact to release", "extractor": basis.extractor}
+    if labels.descriptors is not None:
+        tensors["descriptors"] = labels.descriptors
+
+    def fill(temporary: Path) -> None:
+        write_artifact_files(temporary, "video-labels", tensors, header)
+        write_capture(observation, temporary / "capture", jpeg_quality=None)
+
+    write_folder(folder, fill)
+
+
+def load_labels(folder: Path) -> tuple[Observation, Labels, DescriptorBasis]:
+    """Read what `save_labels` has written."""
+    names = ("contact.0", "start", "displacement", "visible", "basis.mean", "basis.basis")
+    tensors, header = load_artifact(folder, "video-labels", names, ("floor", "extractor"))
+    flow = Flow(tensors["start"], tensors["displacement"], tensors["visible"])
+    contact = tuple(
+        tensors[f"contact.{i}"].numpy() for i in range(sum(name.startswith("contact.") for name in tensors))
+    )
+    basis = DescriptorBasis(header["extractor"], tensors["basis.mean"], tensors["basis.basis"])
+    labels = Labels(contact, tensors.get("descriptors"), header["floor"], flow)
+    return read_folder_capture(folder / "capture"), labels, basis
