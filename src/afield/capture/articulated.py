@@ -17,6 +17,7 @@ from typing import Any
 
 import mujoco
 import numpy as np
+import trimesh
 from jaxtyping import Bool, Float
 from scipy.spatial.transform import Rotation
 
@@ -323,14 +324,15 @@ def _bounds(
 def _geom_points(
     model: mujoco.MjModel, data: mujoco.MjData, geom: int, count: int, spread: np.random.Generator
 ) -> Float[np.ndarray, "k 3"]:
-    """Points on a geom, in the world: vertices of a mesh, or directions pushed out to a primitive's surface."""
+    """Points on a geom, in the world: on the faces of a mesh, or directions pushed out to a primitive's surface."""
     kind, size = int(model.geom_type[geom]), model.geom_size[geom]
     if kind == mujoco.mjtGeom.mjGEOM_MESH:
         mesh = int(model.geom_dataid[geom])
-        first = model.mesh_vertadr[mesh]
-        local = model.mesh_vert[first : first + model.mesh_vertnum[mesh]].astype(float)
-        if len(local) > 4 * count:
-            local = local[spread.choice(len(local), 4 * count, replace=False)]
+        first, face = model.mesh_vertadr[mesh], model.mesh_faceadr[mesh]
+        vertices = model.mesh_vert[first : first + model.mesh_vertnum[mesh]].astype(float)
+        shape = trimesh.Trimesh(vertices, model.mesh_face[face : face + model.mesh_facenum[mesh]], process=False)
+        local = np.asarray(trimesh.sample.sample_surface(shape, 4 * count, seed=int(spread.integers(1 << 30)))[0])
+        local = np.concatenate((local, vertices[np.argmin(vertices, axis=0)], vertices[np.argmax(vertices, axis=0)]))
     else:
         direction = spread.normal(size=(count, 3))
         direction /= np.linalg.norm(direction, axis=1, keepdims=True)
