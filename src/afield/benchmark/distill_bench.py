@@ -39,6 +39,8 @@ FIGURES = (
     "seconds",
 )
 """In the order in which they are printed; what each means is in docs/distill.md."""
+SAME_PLACE = 0.015
+"""Metres by which the depth of a surface point may differ between what two frames say about it."""
 
 
 @dataclass(frozen=True)
@@ -169,10 +171,8 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
     column, row = pixels.round().long().T.numpy()
     camera = truth.cameras[reference]
     start = camera.backproject(pixels, torch.from_numpy(truth.depth(reference)[row, column]))
-    place = truth.cameras[0].project(start)[0].round().long().numpy()
-    height, width = truth.moving.shape
-    moves = truth.moving[place[:, 1].clip(0, height - 1), place[:, 0].clip(0, width - 1)]
-    object_pixel = truth.mask(reference)[row, column]
+    moves, known = truly_moving(truth, start)
+    object_pixel = truth.mask(reference)[row, column] & known
     rest_before = truth.motion[reference]
     errors = []
     times = np.linspace(found.contact.contact_frame, found.contact.release_frame, flow.displacement.shape[1] + 1)[1:]
@@ -192,6 +192,19 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
         "track_error_percent": 100 * float(error[moves & object_pixel].mean()) / diagonal,
         "still_error_percent": 100 * float(error[rests].mean()) / diagonal if rests.any() else 0.0,
     }
+
+
+def truly_moving(truth: Truth, points: Float[Tensor, "n 3"]) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Which points, in the world before the motion, belong to the part that will move, and of which that is known.
+
+    The truth is a mask of the first frame; what an open door hides there, and another frame shows, is not known.
+    """
+    place, away = truth.cameras[0].project(points)
+    height, width = truth.moving.shape
+    column, row = place.round().long().numpy().T
+    row, column = row.clip(0, height - 1), column.clip(0, width - 1)
+    near = np.abs(truth.depth(0)[row, column] - away.numpy()) < SAME_PLACE
+    return truth.moving[row, column], near
 
 
 def hand_recall(found: Distilled, truth: Truth) -> float:
