@@ -11,12 +11,11 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from afield.artifacts import HEADER_NAME, read_json
-from afield.capture.hand_tasks import TASKS, task_by_name
-from afield.capture.hand_videos import Truth, VideoConfig, load_truth, render_video
+from afield.capture.hand_tasks import TASKS, HandTask, task_by_name
+from afield.capture.hand_videos import Truth, VideoConfig, contact_region, load_truth, render_video
 from afield.capture.opengl import draw_elsewhere
 from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.errors import AfieldError
@@ -64,7 +63,7 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
 
     Returns:
         `videos`: per task the figures, or `error`, the sentence with which a stage stopped; `median` of each figure over all
-        videos, in which one that stopped counts as the worst; `stopped`: how many did.
+        videos, in which one that stopped counts as the worst; `median_of_finished` without those; `stopped`: how many did.
     """
     config = config or DistillBenchConfig()
     names = config.names or tuple(TASKS)[: config.tasks]
@@ -77,8 +76,10 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
             draw_elsewhere(render_video, folder / "video", VideoConfig(task=name, seed=config.seed), progress=progress)
         videos[name] = _one(folder, name, config, progress)
     median = {figure: _median([video.get(figure) for video in videos.values()], figure) for figure in FIGURES}
-    stopped = sum("error" in video for video in videos.values())
-    return {"videos": videos, "median": median, "stopped": stopped, "seed": config.seed}
+    finished = [video for video in videos.values() if "error" not in video]
+    among = {figure: _median([video[figure] for video in finished], figure) for figure in FIGURES} if finished else {}
+    stopped = len(videos) - len(finished)
+    return {"videos": videos, "median": median, "median_of_finished": among, "stopped": stopped, "seed": config.seed}
 
 
 def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) -> dict[str, Any]:
@@ -100,8 +101,7 @@ def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) ->
         )
     except AfieldError as error:
         return {"error": str(error)}
-    diagonal = float(np.linalg.norm(task_by_name(name, config.seed).thing.size))
-    return {**compare(found, truth, diagonal), "seconds": round(time.process_time() - begin, 1)}
+    return {**compare(found, truth, task_by_name(name, config.seed)), "seconds": round(time.process_time() - begin, 1)}
 
 
 def truth_reference(folder: Path) -> int:
@@ -115,7 +115,7 @@ def object_box(truth: Truth, frame: int, margin: int = 5) -> tuple[int, int, int
     return int(columns.min()) - margin, int(rows.min()) - margin, int(columns.max()) + margin, int(rows.max()) + margin
 
 
-def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]:
+def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     """All figures of one video; lengths are compared after the one scale that a video cannot tell was taken from the depth."""
     reference = found.contact.free_frame
     true_depth, mask = truth.depth(reference), truth.mask(reference)
@@ -132,8 +132,8 @@ def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]
         "hand_recall": hand_recall(found, truth),
         "contact_frame_error": float(abs(found.contact.contact_frame - truth.contact_frame)),
         "release_frame_error": float(abs(found.contact.release_frame - truth.release_frame)),
-        "contact_iou": _iou(found.contact.region, true_contact(truth, reference)),
-        **compare_tracks(found, truth, scale, diagonal),
+        "contact_iou": _iou(found.contact.region, true_contact(task, truth, reference)),
+        **compare_tracks(found, truth, scale, float(np.linalg.norm(task.thing.size))),
     }
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -152,14 +152,9 @@ def compare_cameras(found: Distilled, truth: Truth, reference: int) -> dict[str,
     }
 
 
-def true_contact(truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
-    """The contact region, which the truth holds for the first frame, as another frame sees it before anything has moved."""
-    first = _points(truth.cameras[0], truth.depth(0), truth.contact)
-    mask = truth.mask(frame)
-    here = _points(truth.cameras[frame], truth.depth(frame), mask)
-    region = np.zeros_like(mask)
-    region[mask] = KDTree(first.numpy()).query(here.numpy())[0] < 0.004
-    return region
+def true_contact(task: HandTask, truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
+    """What the hand will touch, as a frame before the motion sees it."""
+    return contact_region(task, truth.cameras[frame], truth.depth(frame), truth.mask(frame))
 
 
 def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float) -> dict[str, float]:
@@ -216,7 +211,8 @@ def hand_recall(found: Distilled, truth: Truth) -> float:
 def markdown(result: dict[str, Any]) -> str:
     """The figures as a table, a video a line."""
     lines = ["| task | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for name, video in (*result["videos"].items(), ("median", result["median"])):
+    among = [("median of those that finish", result["median_of_finished"])] if result["median_of_finished"] else []
+    for name, video in (*result["videos"].items(), ("median", result["median"]), *among):
         cells = [video["error"]] if "error" in video else [f"{video[figure]:g}" for figure in FIGURES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

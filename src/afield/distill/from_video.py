@@ -143,7 +143,10 @@ def distill_video(
         "depth", _load_depth, _save_depth, lambda: _depth(video, cameras, free, config, progress)
     )
     masks = run.stage(
-        "masks", ObjectMasks.load, ObjectMasks.save, lambda: _masks(video, hands, free[-1], config, progress)
+        "masks",
+        ObjectMasks.load,
+        ObjectMasks.save,
+        lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
     )
     known, mask = depth.reference(video.size), masks.masks[free[-1]]
     tracks = run.stage(
@@ -303,10 +306,20 @@ def _depth(
     return depth_from_network(video, cameras, TransformersDepth(config.depth), free), cameras
 
 
-def _masks(video: Video, hands: HandTrack, frame: int, config: DistillConfig, progress: bool) -> ObjectMasks:
+def _masks(
+    video: Video,
+    hands: HandTrack,
+    frame: int,
+    depth: DepthMaps,
+    cameras: CameraPath,
+    config: DistillConfig,
+    progress: bool,
+) -> ObjectMasks:
     if config.object_masks is not None:
         return ObjectMasks(read_masks(config.object_masks, video) & ~hands.masks)
-    return masks_from_box(video, config.box, frame, hands.masks, progress=progress)
+    return masks_from_box(
+        *(video, config.box, frame, hands.masks, depth.reference(video.size), cameras), progress=progress
+    )
 
 
 def _views(

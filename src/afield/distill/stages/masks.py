@@ -8,12 +8,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
+from afield.perception.cameras import CameraPath
 from afield.perception.masks import Box, mask_from_box, propagate_mask
 from afield.perception.video import Video
+
+SURROUNDED = 0.065
+"""What lies between parts of the mask that are at most twice this share of its size apart may belong to it."""
+STANDS = 0.08
+"""Share of the object's height that something must rise above the table to belong to it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,14 @@ class ObjectMasks:
 
 
 def masks_from_box(
-    video: Video, box: Box | None, frame: int, hidden: Bool[np.ndarray, "t h w"], *, progress: bool = True
+    video: Video,
+    box: Box | None,
+    frame: int,
+    hidden: Bool[np.ndarray, "t h w"],
+    depth: Float[np.ndarray, "h w"] | None = None,
+    path: CameraPath | None = None,
+    *,
+    progress: bool = True,
 ) -> ObjectMasks:
     """GrabCut in the box, carried through the video by flow.
 
@@ -42,6 +55,8 @@ def masks_from_box(
         box: left, top, right, bottom in pixels of the original video.
         frame: the frame in which it was drawn.
         hidden: where hands are.
+        depth: of that frame, if it is known.
+        path: cameras that it belongs to.
         progress: show a progress bar.
 
     Raises:
@@ -58,7 +73,36 @@ def masks_from_box(
         first = without_holes(mask_from_box(video.frames[frame], (left, top, right, bottom)))
     except AfieldError as error:
         raise AfieldError(f"Stage masks: {error}") from error
+    if depth is not None and path is not None:
+        first = with_handles(first, depth, path, frame)
     return ObjectMasks(propagate_mask(video.frames, first, frame, hidden, progress=progress))
+
+
+def with_handles(
+    mask: Bool[np.ndarray, "h w"], depth: Float[np.ndarray, "h w"], path: CameraPath, frame: int
+) -> Bool[np.ndarray, "h w"]:
+    """Fill what the mask surrounds on most sides where it stands above the table and no farther away than the object around it.
+
+    A handle of another colour breaks the outline of a door that is seen aslant, so that it is no hole.
+
+    Args:
+        mask: of the object.
+        depth: of the same frame.
+        path: cameras; the world's z is 0 on the table.
+        frame: which one the mask belongs to.
+    """
+    height, width = mask.shape
+    reach = max(2, round(SURROUNDED * float(np.sqrt(mask.sum()))))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    room = cv2.copyMakeBorder(mask.astype(np.uint8), *(reach,) * 4, cv2.BORDER_CONSTANT)
+    closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, kernel)[reach:-reach, reach:-reach] > 0
+    rows, columns = np.mgrid[:height, :width]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    points = path.camera(frame).backproject(pixels, torch.from_numpy(depth.reshape(-1)).float())
+    above = points[:, 2].numpy().reshape(height, width)
+    top = float(np.quantile(above[mask], 0.97))
+    around = cv2.dilate(np.where(mask, depth, 0).astype(np.float32), np.ones((2 * reach + 1, 2 * reach + 1)))
+    return mask | (closed & (above > STANDS * top) & (depth < 1.02 * around))
 
 
 def without_holes(mask: Bool[np.ndarray, "h w"], largest: float = 0.03) -> Bool[np.ndarray, "h w"]:
