@@ -22,6 +22,14 @@ STANDS = 0.08
 """Share of the object's height that something must rise above the table to belong to it."""
 
 
+SURELY = 0.15
+"""... and to belong to it whatever it looks like."""
+KEPT = 0.8
+"""If less of what surely stands there is in the mask, the colours of the object have misled, and depth decides with them."""
+DEEP = 1.2
+"""How much deeper than wide or high things are at most."""
+
+
 @dataclass(frozen=True)
 class ObjectMasks:
     """The object in all frames."""
@@ -74,8 +82,42 @@ def masks_from_box(
     except AfieldError as error:
         raise AfieldError(f"Stage masks: {error}") from error
     if depth is not None and path is not None:
+        stands = standing(depth, path, frame, (left, top, right, bottom))
+        if (first & stands).sum() < KEPT * stands.sum():
+            relief = np.where(stands, 1.0, np.nan).astype(np.float32)
+            first = without_holes(mask_from_box(video.frames[frame], (left, top, right, bottom), relief=relief))
         first = with_handles(first, depth, path, frame)
     return ObjectMasks(propagate_mask(video.frames, first, frame, hidden, progress=progress))
+
+
+def standing(depth: Float[np.ndarray, "h w"], path: CameraPath, frame: int, box: Box) -> Bool[np.ndarray, "h w"]:
+    """What in a box surely stands on the table, and is not a wall behind it.
+
+    Args:
+        depth: of the frame.
+        path: cameras; the world's z is 0 on the table.
+        frame: which one.
+        box: left, top, right, bottom in pixels, close around an object that is hardly deeper than it is wide or high.
+    """
+    left, top, right, bottom = (max(0, int(side)) for side in box)
+    inside = np.zeros(depth.shape, bool)
+    inside[top : bottom + 1, left : right + 1] = True
+    front = float(np.median(depth[max(0, bottom - 3) : bottom + 1, left : right + 1]))
+    near = inside & (depth < front * (1 + DEEP * max(right - left, bottom - top) / path.focal))
+    if not near.any():
+        return near
+    above = _heights(depth, path, frame)
+    tall = near & (above > SURELY * float(np.quantile(above[near], 0.97)))
+    # Depth runs over the border of what is near by some pixels.
+    return cv2.erode(tall.astype(np.uint8), np.ones((15, 15), np.uint8)) > 0
+
+
+def _heights(depth: Float[np.ndarray, "h w"], path: CameraPath, frame: int) -> Float[np.ndarray, "h w"]:
+    """How high above the table every pixel's point lies."""
+    rows, columns = np.mgrid[: depth.shape[0], : depth.shape[1]]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    points = path.camera(frame).backproject(pixels, torch.from_numpy(depth.reshape(-1)).float())
+    return points[:, 2].numpy().reshape(depth.shape)
 
 
 def with_handles(
@@ -91,15 +133,11 @@ def with_handles(
         path: cameras; the world's z is 0 on the table.
         frame: which one the mask belongs to.
     """
-    height, width = mask.shape
     reach = max(2, round(SURROUNDED * float(np.sqrt(mask.sum()))))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     room = cv2.copyMakeBorder(mask.astype(np.uint8), *(reach,) * 4, cv2.BORDER_CONSTANT)
     closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, kernel)[reach:-reach, reach:-reach] > 0
-    rows, columns = np.mgrid[:height, :width]
-    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
-    points = path.camera(frame).backproject(pixels, torch.from_numpy(depth.reshape(-1)).float())
-    above = points[:, 2].numpy().reshape(height, width)
+    above = _heights(depth, path, frame)
     top = float(np.quantile(above[mask], 0.97))
     around = cv2.dilate(np.where(mask, depth, 0).astype(np.float32), np.ones((2 * reach + 1, 2 * reach + 1)))
     return mask | (closed & (above > STANDS * top) & (depth < 1.02 * around))
