@@ -24,7 +24,7 @@ from afield.distill.stages.cameras import load_cameras, read_camera_file, save_c
 from afield.distill.stages.contact import find_contact
 from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, find_hands, hands_from_masks, link
-from afield.distill.stages.masks import without_holes
+from afield.distill.stages.masks import standing, with_handles, without_holes
 from afield.distill.stages.tracks import ObjectTracks
 from afield.distill.stages.views import object_flow
 from afield.errors import AfieldError
@@ -466,6 +466,44 @@ def test_small_holes_are_filled_and_large_ones_kept() -> None:
     mask[50:80, 50:80] = False
     filled = without_holes(mask)
     assert filled[22, 30] and not filled[60, 60] and not filled[0, 0]
+
+
+def standing_door() -> tuple[np.ndarray, np.ndarray, CameraPath]:
+    """Mask, depth and camera of a board that stands on a table, and of a bar before it that the mask misses."""
+    path = arc(1)
+    camera = path.camera(0)
+    rows, columns = np.mgrid[:240, :320]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    ray = camera.backproject(pixels, torch.ones(len(pixels))) - camera.position
+    to_table = -camera.position[2] / ray[:, 2]
+    to_table = torch.where(to_table > 0, to_table, torch.tensor(9.0))
+    to_board = -camera.position[1] / ray[:, 1]
+    hit = camera.position + to_board[:, None] * ray
+    board = (hit[:, 0].abs() < 0.2) & (hit[:, 2] > 0) & (hit[:, 2] < 0.25)
+    depth = torch.where(board, to_board, to_table.clamp(max=9.0)).reshape(240, 320).numpy().astype(np.float32)
+    return board.reshape(240, 320).numpy(), depth, path
+
+
+def test_a_gap_in_the_outline_is_filled_where_something_stands_and_not_where_the_table_lies() -> None:
+    board, depth, path = standing_door()
+    middle = int(np.nonzero(board)[1].mean())
+    broken = board.copy()
+    broken[:, middle - 5 : middle + 5] = False  # a bar of another colour, from the upper to the lower edge
+    mended = with_handles(broken, depth, path, 0)
+    assert (mended & board).sum() > 0.98 * board.sum() > 1.05 * broken.sum()
+    lower = board & ~np.roll(board, -4, axis=0)  # the lowest four rows, a centimetre above the table
+    notched = board.copy()
+    notched[:, middle - 5 : middle + 5] &= ~lower[:, middle - 5 : middle + 5]
+    assert notched.sum() < board.sum()
+    assert not (with_handles(notched, depth, path, 0) & ~notched).any()
+
+
+def test_what_stands_in_the_box_is_told_from_the_table_and_from_the_wall() -> None:
+    board, depth, path = standing_door()
+    rows, columns = np.nonzero(board)
+    box = (int(columns.min()) - 10, int(rows.min()) - 10, int(columns.max()) + 10, int(rows.max()) + 10)
+    found = standing(depth, path, 0, box)
+    assert (found & board).sum() == found.sum() > 0.4 * board.sum()
 
 
 # Motion of a part, contact, flow
