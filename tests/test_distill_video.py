@@ -653,7 +653,7 @@ def streaked_door() -> tuple[np.ndarray, CameraPath, np.ndarray, np.ndarray]:
         for corners, texture in ((back, wall), (still, panel), (moved, streaks)):
             height, width = texture.shape[:2]
             seen = path.camera(index).project(torch.from_numpy(corners).float())[0].numpy()
-            flat = np.float32([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]])
+            flat = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float32)
             warp = cv2.getPerspectiveTransform(flat, seen.astype(np.float32))
             there = cv2.warpPerspective(np.ones((height, width), np.uint8), warp, (320, 240)) > 0
             picture[there] = cv2.warpPerspective(texture, warp, (320, 240))[there]

@@ -135,7 +135,7 @@ def with_handles(
     """
     reach = max(2, round(SURROUNDED * float(np.sqrt(mask.sum()))))
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    room = cv2.copyMakeBorder(mask.astype(np.uint8), *(reach,) * 4, cv2.BORDER_CONSTANT)
+    room = cv2.copyMakeBorder(mask.astype(np.uint8), reach, reach, reach, reach, cv2.BORDER_CONSTANT)
     closed = cv2.morphologyEx(room, cv2.MORPH_CLOSE, kernel)[reach:-reach, reach:-reach] > 0
     above = _heights(depth, path, frame)
     top = float(np.quantile(above[mask], 0.97))
