@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from distill_samples import moving_frames, noise_picture, write_mp4
+from scipy.linalg import expm
 from scipy.spatial.transform import Rotation
 
+from afield.benchmark.distill_bench import truly_moving
 from afield.capture.hand_tasks import TASKS, task_by_name
-from afield.capture.hand_videos import VideoConfig, amounts, hand_path
+from afield.capture.hand_videos import Truth, VideoConfig, amounts, hand_path
 from afield.capture.human_hand import GRIP, OPEN, bend_hand
 from afield.distill.from_video import DistillConfig, Runner, distill_video, fingerprint
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
 from afield.distill.stages.contact import find_contact
 from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks, link
+from afield.distill.stages.masks import standing, with_handles
 from afield.distill.stages.tracks import ObjectTracks
 from afield.distill.stages.views import object_flow
 from afield.errors import AfieldError
@@ -30,7 +33,17 @@ from afield.geometry import look_at
 from afield.observation import Camera
 from afield.perception.cameras import CameraPath, cameras_from_video, lying_plane
 from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
+from afield.perception.direct import make_surface
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
+from afield.perception.joint_search import (
+    Joint,
+    follow_joint,
+    motions,
+    moving_part,
+    refine_joint,
+    score_joint,
+    smooth_path,
+)
 from afield.perception.propagation import propagate_mask, without_holes
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import LucasKanade, tracker_by_name
@@ -449,6 +462,44 @@ def test_small_holes_are_filled_and_large_ones_kept() -> None:
     assert filled[22, 30] and not filled[60, 60] and not filled[0, 0]
 
 
+def standing_door() -> tuple[np.ndarray, np.ndarray, CameraPath]:
+    """Mask, depth and camera of a board that stands on a table, and of a bar before it that the mask misses."""
+    path = arc(1)
+    camera = path.camera(0)
+    rows, columns = np.mgrid[:240, :320]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    ray = camera.backproject(pixels, torch.ones(len(pixels))) - camera.position
+    to_table = -camera.position[2] / ray[:, 2]
+    to_table = torch.where(to_table > 0, to_table, torch.tensor(9.0))
+    to_board = -camera.position[1] / ray[:, 1]
+    hit = camera.position + to_board[:, None] * ray
+    board = (hit[:, 0].abs() < 0.2) & (hit[:, 2] > 0) & (hit[:, 2] < 0.25)
+    depth = torch.where(board, to_board, to_table.clamp(max=9.0)).reshape(240, 320).numpy().astype(np.float32)
+    return board.reshape(240, 320).numpy(), depth, path
+
+
+def test_a_gap_in_the_outline_is_filled_where_something_stands_and_not_where_the_table_lies() -> None:
+    board, depth, path = standing_door()
+    middle = int(np.nonzero(board)[1].mean())
+    broken = board.copy()
+    broken[:, middle - 5 : middle + 5] = False  # a bar of another colour, from the upper to the lower edge
+    mended = with_handles(broken, depth, path, 0)
+    assert (mended & board).sum() > 0.98 * board.sum() > 1.05 * broken.sum()
+    lower = board & ~np.roll(board, -4, axis=0)  # the lowest four rows, a centimetre above the table
+    notched = board.copy()
+    notched[:, middle - 5 : middle + 5] &= ~lower[:, middle - 5 : middle + 5]
+    assert notched.sum() < board.sum()
+    assert not (with_handles(notched, depth, path, 0) & ~notched).any()
+
+
+def test_what_stands_in_the_box_is_told_from_the_table_and_from_the_wall() -> None:
+    board, depth, path = standing_door()
+    rows, columns = np.nonzero(board)
+    box = (int(columns.min()) - 10, int(rows.min()) - 10, int(columns.max()) + 10, int(rows.max()) + 10)
+    found = standing(depth, path, 0, box)
+    assert (found & board).sum() == found.sum() > 0.4 * board.sum()
+
+
 # Motion of a part, contact, flow
 
 
@@ -570,6 +621,102 @@ def test_flow_goes_from_contact_to_release_in_steps_of_equal_time() -> None:
     slow = object_flow(tracks, contact, 8, late)
     assert torch.allclose(slow.displacement[:, -1], flow.displacement[:, -1], atol=1e-6)
     assert bool((slow.displacement[:, 3, 2] < flow.displacement[:, 3, 2] - 1e-3).all())
+
+
+# A joint found in the pictures themselves
+
+
+DOOR_TURNS = np.radians(40.0) * np.clip((np.arange(18) - 4) / 9, 0, 1)
+"""Of the door in `streaked_door`; its hinge is the vertical line through (-0.2, 0)."""
+
+
+def streaked_door() -> tuple[np.ndarray, CameraPath, np.ndarray, np.ndarray]:
+    """Frames, cameras, mask and depth of a door with vertical streaks, whose corners slide, beside a still panel."""
+    path = arc(18, spread=0.25)
+    streaks = np.repeat(noise_picture(160, 1, 3), 120, axis=0)
+    streaks[80:86, 100:140] = 250  # a bar that breaks the streaks, as a handle does
+    panel, wall = noise_picture(64, 120, 4), noise_picture(400, 300, 5) // 2 + 100
+    upper_left = np.array([[-0.2, 0.0, 0.15], [0.2, 0.0, 0.15], [0.2, 0.0, -0.15], [-0.2, 0.0, -0.15]])
+    still = upper_left * [0.4, 1, 1] + [0.28, 0, 0]
+    back = np.array([[-1, 0.3, 0.8], [1, 0.3, 0.8], [1, 0.3, -0.8], [-1, 0.3, -0.8]])
+    frames = []
+    for index, turn in enumerate(DOOR_TURNS):
+        hinge = motions(np.array([0.0, 0, 1, 0, 0.2, 0]), np.array(-turn))
+        moved = upper_left @ hinge[:3, :3].T + hinge[:3, 3]
+        picture = np.zeros((240, 320, 3), np.uint8)
+        for corners, texture in ((back, wall), (still, panel), (moved, streaks)):
+            height, width = texture.shape[:2]
+            seen = path.camera(index).project(torch.from_numpy(corners).float())[0].numpy()
+            flat = np.array([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], np.float32)
+            warp = cv2.getPerspectiveTransform(flat, seen.astype(np.float32))
+            there = cv2.warpPerspective(np.ones((height, width), np.uint8), warp, (320, 240)) > 0
+            picture[there] = cv2.warpPerspective(texture, warp, (320, 240))[there]
+        frames.append(picture)
+    mask = np.zeros((240, 320), bool)
+    for corners in (upper_left, still):
+        outline = path.camera(3).project(torch.from_numpy(corners).float())[0].numpy()
+        mask |= cv2.fillConvexPoly(np.zeros((240, 320), np.uint8), np.round(outline).astype(np.int32), 1) > 0
+    rows, columns = np.mgrid[:240, :320]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    camera = path.camera(3)
+    near = camera.backproject(pixels, torch.ones(len(pixels)))
+    away = -camera.position[1] / (near[:, 1] - camera.position[1])  # where the ray meets the plane y = 0
+    return np.stack(frames), path, mask, away.numpy().reshape(240, 320).astype(np.float32)
+
+
+def test_a_unit_twist_moves_as_its_exponential() -> None:
+    turn = np.array([1.0, 2.0, -2.0]) / 3
+    for twist in (np.append(turn, [0.3, -0.1, 0.2]), np.array([0.0, 0, 0, 0.6, 0, 0.8])):
+        matrix = np.zeros((4, 4))
+        matrix[:3, :3] = np.cross(twist[:3], np.eye(3)).T
+        matrix[:3, 3] = twist[3:]
+        amounts = np.array([-0.7, 0.0, 1.9])
+        assert np.allclose(motions(twist, amounts), [expm(a * matrix) for a in amounts], atol=1e-9)
+
+
+def test_the_smoothest_path_is_the_best_of_all() -> None:
+    generator = np.random.default_rng(2)
+    score, amounts = generator.uniform(size=(4, 5)), np.linspace(-1.0, 1.0, 5)
+    weight = 2.0 * score.max(axis=1).mean()
+
+    def value(path: tuple[int, ...]) -> float:
+        steps = np.diff(np.concatenate(([0.0], amounts[list(path)])))
+        return float(score[np.arange(4), list(path)].sum() - weight * (steps**2).sum())
+
+    best = max(itertools.product(range(5), repeat=4), key=value)
+    assert tuple(smooth_path(score, amounts, 2.0)) == best
+
+
+def test_a_hinge_is_found_where_corners_slide_along_streaks() -> None:
+    frames, path, mask, depth = streaked_door()
+    nothing = np.zeros(frames.shape[:3], bool)
+    surface = make_surface(frames, path, mask, depth, 3, nothing, count=800, scale=1.0)
+    moments = np.array([6, 8, 10, 12, 15])
+    axis = np.array([0.0, 0.0, 1.0])
+    wrong = np.concatenate((axis, -np.cross(axis, [-0.17, 0.03, 0.0])))  # 4 cm beside the hinge
+    amounts, gain = score_joint(surface, wrong, moments, np.radians(np.arange(-60.0, 61.0, 5.0)))
+    joint = Joint("hinge", wrong, axis, amounts)
+    for _ in range(3):
+        member = np.flatnonzero((gain > 0.1)[surface.block])
+        joint = refine_joint(surface, replace(joint, amounts=amounts), moments, member)
+        amounts, gain = score_joint(surface, joint.twist, moments, np.radians(np.arange(-60.0, 61.0, 2.0)))
+    found = moving_part(surface, joint, moments, joint.amounts)
+    assert (found == (surface.points[:, 0] < 0.2)).mean() > 0.95
+    every = follow_joint(surface, joint, np.flatnonzero(found), 3, len(frames))
+    assert np.abs(np.degrees(every + DOOR_TURNS)).max() < 2.5
+    assert np.linalg.norm(np.cross(joint.twist[:3], joint.twist[3:])[:2] - [-0.2, 0.0]) < 0.015
+
+
+def test_what_an_open_door_hid_at_first_is_not_judged(tmp_path: Path) -> None:
+    camera = arc(1).camera(0)
+    (tmp_path / "depth").mkdir()
+    cv2.imwrite(str(tmp_path / "depth" / "00000.png"), np.full((240, 320), 1000, np.uint16))
+    moving = np.zeros((240, 320), bool)
+    moving[:, :160] = True
+    truth = Truth((camera,), torch.eye(4)[None], moving, moving, 0, 0, tmp_path)
+    points = camera.backproject(torch.tensor([[80.0, 120], [240, 120], [80, 120]]), torch.tensor([1.0, 1.0, 1.1]))
+    moves, known = truly_moving(truth, points)
+    assert moves.tolist()[:2] == [True, False] and known.tolist() == [True, True, False]
 
 
 # The order of stages

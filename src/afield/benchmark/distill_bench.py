@@ -11,12 +11,11 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
 from torch import Tensor
 
 from afield.artifacts import HEADER_NAME, read_json
-from afield.capture.hand_tasks import TASKS, task_by_name
-from afield.capture.hand_videos import Truth, VideoConfig, load_truth, render_video
+from afield.capture.hand_tasks import TASKS, HandTask, task_by_name
+from afield.capture.hand_videos import Truth, VideoConfig, contact_region, load_truth, render_video
 from afield.capture.opengl import draw_elsewhere
 from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.errors import AfieldError
@@ -39,6 +38,8 @@ FIGURES = (
     "seconds",
 )
 """In the order in which they are printed; what each means is in docs/distill.md."""
+SAME_PLACE = 0.015
+"""Metres by which the depth of a surface point may differ between what two frames say about it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
 
     Returns:
         `videos`: per task the figures, or `error`, the sentence with which a stage stopped; `median` of each figure over all
-        videos, in which one that stopped counts as the worst; `stopped`: how many did.
+        videos, in which one that stopped counts as the worst; `median_of_finished` without those; `stopped`: how many did.
     """
     config = config or DistillBenchConfig()
     names = config.names or tuple(TASKS)[: config.tasks]
@@ -75,8 +76,10 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
             draw_elsewhere(render_video, folder / "video", VideoConfig(task=name, seed=config.seed), progress=progress)
         videos[name] = _one(folder, name, config, progress)
     median = {figure: _median([video.get(figure) for video in videos.values()], figure) for figure in FIGURES}
-    stopped = sum("error" in video for video in videos.values())
-    return {"videos": videos, "median": median, "stopped": stopped, "seed": config.seed}
+    finished = [video for video in videos.values() if "error" not in video]
+    among = {figure: _median([video[figure] for video in finished], figure) for figure in FIGURES} if finished else {}
+    stopped = len(videos) - len(finished)
+    return {"videos": videos, "median": median, "median_of_finished": among, "stopped": stopped, "seed": config.seed}
 
 
 def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) -> dict[str, Any]:
@@ -98,8 +101,7 @@ def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) ->
         )
     except AfieldError as error:
         return {"error": str(error)}
-    diagonal = float(np.linalg.norm(task_by_name(name, config.seed).thing.size))
-    return {**compare(found, truth, diagonal), "seconds": round(time.process_time() - begin, 1)}
+    return {**compare(found, truth, task_by_name(name, config.seed)), "seconds": round(time.process_time() - begin, 1)}
 
 
 def truth_reference(folder: Path) -> int:
@@ -113,7 +115,7 @@ def object_box(truth: Truth, frame: int, margin: int = 5) -> tuple[int, int, int
     return int(columns.min()) - margin, int(rows.min()) - margin, int(columns.max()) + margin, int(rows.max()) + margin
 
 
-def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]:
+def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     """All figures of one video; lengths are compared after the one scale that a video cannot tell was taken from the depth."""
     reference = found.contact.free_frame
     true_depth, mask = truth.depth(reference), truth.mask(reference)
@@ -130,8 +132,8 @@ def compare(found: Distilled, truth: Truth, diagonal: float) -> dict[str, float]
         "hand_recall": hand_recall(found, truth),
         "contact_frame_error": float(abs(found.contact.contact_frame - truth.contact_frame)),
         "release_frame_error": float(abs(found.contact.release_frame - truth.release_frame)),
-        "contact_iou": _iou(found.contact.region, true_contact(truth, reference)),
-        **compare_tracks(found, truth, scale, diagonal),
+        "contact_iou": _iou(found.contact.region, true_contact(task, truth, reference)),
+        **compare_tracks(found, truth, scale, float(np.linalg.norm(task.thing.size))),
     }
     return {name: round(value, 3) for name, value in figures.items()}
 
@@ -150,14 +152,9 @@ def compare_cameras(found: Distilled, truth: Truth, reference: int) -> dict[str,
     }
 
 
-def true_contact(truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
-    """The contact region, which the truth holds for the first frame, as another frame sees it before anything has moved."""
-    first = _points(truth.cameras[0], truth.depth(0), truth.contact)
-    mask = truth.mask(frame)
-    here = _points(truth.cameras[frame], truth.depth(frame), mask)
-    region = np.zeros_like(mask)
-    region[mask] = KDTree(first.numpy()).query(here.numpy())[0] < 0.004
-    return region
+def true_contact(task: HandTask, truth: Truth, frame: int) -> Bool[np.ndarray, "h w"]:
+    """What the hand will touch, as a frame before the motion sees it."""
+    return contact_region(task, truth.cameras[frame], truth.depth(frame), truth.mask(frame))
 
 
 def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float) -> dict[str, float]:
@@ -169,10 +166,8 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
     column, row = pixels.round().long().T.numpy()
     camera = truth.cameras[reference]
     start = camera.backproject(pixels, torch.from_numpy(truth.depth(reference)[row, column]))
-    place = truth.cameras[0].project(start)[0].round().long().numpy()
-    height, width = truth.moving.shape
-    moves = truth.moving[place[:, 1].clip(0, height - 1), place[:, 0].clip(0, width - 1)]
-    object_pixel = truth.mask(reference)[row, column]
+    moves, known = truly_moving(truth, start)
+    object_pixel = truth.mask(reference)[row, column] & known
     rest_before = truth.motion[reference]
     errors = []
     times = np.linspace(found.contact.contact_frame, found.contact.release_frame, flow.displacement.shape[1] + 1)[1:]
@@ -194,6 +189,19 @@ def compare_tracks(found: Distilled, truth: Truth, scale: float, diagonal: float
     }
 
 
+def truly_moving(truth: Truth, points: Float[Tensor, "n 3"]) -> tuple[Bool[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+    """Which points, in the world before the motion, belong to the part that will move, and of which that is known.
+
+    The truth is a mask of the first frame; what an open door hides there, and another frame shows, is not known.
+    """
+    place, away = truth.cameras[0].project(points)
+    height, width = truth.moving.shape
+    column, row = place.round().long().numpy().T
+    row, column = row.clip(0, height - 1), column.clip(0, width - 1)
+    near = np.abs(truth.depth(0)[row, column] - away.numpy()) < SAME_PLACE
+    return truth.moving[row, column], near
+
+
 def hand_recall(found: Distilled, truth: Truth) -> float:
     """Share of the frames with at least 1% of hand or sleeve in which the hand was found."""
     there = np.array([truth.hand(i).mean() > 0.01 for i in range(len(truth.cameras))])
@@ -203,7 +211,8 @@ def hand_recall(found: Distilled, truth: Truth) -> float:
 def markdown(result: dict[str, Any]) -> str:
     """The figures as a table, a video a line."""
     lines = ["| task | " + " | ".join(FIGURES) + " |", "|---" * (len(FIGURES) + 1) + "|"]
-    for name, video in (*result["videos"].items(), ("median", result["median"])):
+    among = [("median of those that finish", result["median_of_finished"])] if result["median_of_finished"] else []
+    for name, video in (*result["videos"].items(), ("median", result["median"]), *among):
         cells = [video["error"]] if "error" in video else [f"{video[figure]:g}" for figure in FIGURES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -146,7 +146,7 @@ def render_video(folder: Path, config: VideoConfig, *, progress: bool = True) ->
             write_mask(temporary / "truth" / "object" / f"{index:05d}.png", object_mask)
             write_mask(temporary / "truth" / "hand" / f"{index:05d}.png", hand)
             if index == 0:
-                contact, moving = contact_region(task, config, cameras[0], depth, object_mask), part_mask
+                contact, moving = contact_region(task, cameras[0], depth, object_mask), part_mask
         writer.release()
         start = np.linalg.inv(task.thing.motion(task.start))
         motion = np.stack([task.thing.motion(amount) @ start for amount in amounts(task, config)])
@@ -251,13 +251,9 @@ def hand_path(task: HandTask, config: VideoConfig) -> list[tuple[Float[np.ndarra
 
 
 def contact_region(
-    task: HandTask,
-    config: VideoConfig,
-    camera: Camera,
-    depth: Float[np.ndarray, "h w"],
-    mask: Bool[np.ndarray, "h w"],
+    task: HandTask, camera: Camera, depth: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]
 ) -> Bool[np.ndarray, "h w"]:
-    """What of the object, as the first frame sees it, the hand will touch: the object has not moved by then."""
+    """What of the object the hand will touch, as a camera sees it before the object has moved."""
     rows, columns = np.nonzero(mask)
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = camera.backproject(pixels, torch.from_numpy(depth[rows, columns]).float()).double().numpy()

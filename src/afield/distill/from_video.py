@@ -189,7 +189,10 @@ def distill_video(
         "depth", load_depth, save_depth, lambda: _depth(video, sensed, cameras, free, config, progress)
     )
     masks = run.stage(
-        "masks", ObjectMasks.load, ObjectMasks.save, lambda: _masks(video, hands, free[-1], config, progress)
+        "masks",
+        ObjectMasks.load,
+        ObjectMasks.save,
+        lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
     )
     known, mask = depth.reference(video.size), masks.masks[free[-1]]
     tracks = run.stage(
@@ -383,11 +386,20 @@ def _depth(
     return depth_from_network(video, cameras, TransformersDepth(config.depth), free)
 
 
-def _masks(video: Video, hands: HandTrack, frame: int, config: DistillConfig, progress: bool) -> ObjectMasks:
+def _masks(
+    video: Video,
+    hands: HandTrack,
+    frame: int,
+    depth: DepthMaps,
+    cameras: CameraPath,
+    config: DistillConfig,
+    progress: bool,
+) -> ObjectMasks:
     if config.object_masks is not None:
         return ObjectMasks(read_masks(config.object_masks, video) & ~hands.masks)
     propagator = mask_propagator_by_name(config.masks)
-    return find_masks(video, Prompt(config.box, config.click), frame, hands.masks, propagator, progress=progress)
+    prompt, known = Prompt(config.box, config.click), depth.reference(video.size)
+    return find_masks(video, prompt, frame, hands.masks, propagator, known, cameras, progress=progress)
 
 
 def _tracker(video: Video, config: DistillConfig) -> PointTracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -20,6 +21,9 @@ BAND = 3
 PROPAGATION_SIZE = 320
 """Frames are reduced to so many pixels on the longer side while a mask is carried through them."""
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+Better = Callable[[Bool[np.ndarray, "h w"]], Bool[np.ndarray, "h w"]]
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,20 @@ class MaskPropagator(Protocol):
         prompt: Prompt,
         start: int,
         hidden: Bool[np.ndarray, "t h w"],
+        better: Better | None = None,
         *,
         progress: bool = True,
     ) -> Bool[np.ndarray, "t h w"]:
-        """Where the object is seen in every frame; `prompt` belongs to frame `start`, `hidden` is where hands are."""
+        """Where the object is seen in every frame.
+
+        Args:
+            frames: RGB.
+            prompt: which object is meant.
+            start: the frame that the prompt belongs to.
+            hidden: where hands are.
+            better: mends a mask that was drawn by the colours of that frame; a model that knows objects does without.
+            progress: show a progress bar.
+        """
         ...
 
 
@@ -85,6 +99,7 @@ class GrabCutFlow:
         prompt: Prompt,
         start: int,
         hidden: Bool[np.ndarray, "t h w"],
+        better: Better | None = None,
         *,
         progress: bool = True,
     ) -> Bool[np.ndarray, "t h w"]:
@@ -94,7 +109,8 @@ class GrabCutFlow:
         else:
             assert prompt.click is not None, "one of the two was given"
             first = mask_from_click(frames[start], prompt.click)
-        return propagate_mask(frames, without_holes(first), start, hidden, progress=progress)
+        first = without_holes(first)
+        return propagate_mask(frames, better(first) if better else first, start, hidden, progress=progress)
 
 
 class Sam2Video:
@@ -132,6 +148,7 @@ class Sam2Video:
         prompt: Prompt,
         start: int,
         hidden: Bool[np.ndarray, "t h w"],
+        better: Better | None = None,
         *,
         progress: bool = True,
     ) -> Bool[np.ndarray, "t h w"]:

@@ -7,13 +7,13 @@ before the motion is known from many frames, so that the pixels of a few dozen p
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from scipy.optimize import least_squares
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
@@ -23,7 +23,9 @@ from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
+from afield.perception.direct import Surface, make_surface
 from afield.perception.given_tracks import GivenTracks
+from afield.perception.joint_search import find_joint, follow_joint, moving_part, refine_joint, simplest
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import PointTracker, PointTracks
 from afield.perception.video import Video
@@ -34,6 +36,10 @@ MOVED = 4.0
 """Pixels by which a point must have left its place to count as moving."""
 NEIGHBOURS = 7
 """Points that vote on whether a point between them moves."""
+MOMENTS = 8
+"""Frames in which the pictures are compared while a joint is searched for; twice as many refine it."""
+SURFACE = 2500
+"""Points of the object that are compared."""
 FEWEST = 8
 """Points without which there is no motion of a part."""
 
@@ -108,6 +114,103 @@ def track_object(
     seen = found.seen & ~_covered(found, hands.masks)
     alone = list(range(reference + 1))
     points = refine_depth(path, PointTracks(found.pixels, seen), depth, reference, alone)
+    moments = acting_frames(hands, reference, MOMENTS)
+    surface = make_surface(video.frames, path, mask, depth, reference, hands.masks, count=SURFACE)
+    joint = joint_motion(video, path, mask, depth, reference, hands, surface, moments, progress)
+    try:
+        corners = corner_motion(path, found, seen, points, reference, hands, progress)
+    except AfieldError:
+        if joint is None:
+            raise
+        corners = None
+    if corners is not None and (joint is None or _explained(surface, corners[2], moments) > joint.score):
+        points, moving, motion, fit = corners
+    else:
+        assert joint is not None, "one of both is there"
+        moving, motion, fit = joint.moving(found.pixels[reference]), joint.motion, joint.fit
+    return ObjectTracks(
+        found.pixels, seen, points.astype(np.float32), moving, motion.astype(np.float32), fit, reference
+    )
+
+
+@dataclass(frozen=True)
+class _JointMotion:
+    """What a joint found in the pictures says about every frame and point."""
+
+    surface: Surface
+    member: Bool[np.ndarray, "n"]
+    motion: Float[np.ndarray, "t 4 4"]
+    fit: Float[np.ndarray, "t"]
+    score: float
+
+    def moving(self, pixels: Float[np.ndarray, "q 2"]) -> Bool[np.ndarray, "q"]:
+        """Whether pixels of the reference frame belong to what moves, as most points of the surface around them do."""
+        near = KDTree(self.surface.pixels).query(pixels, k=min(5, len(self.member)))[1].reshape(len(pixels), -1)
+        return self.member[near].mean(axis=1) > 0.5
+
+
+def acting_frames(hands: HandTrack, reference: int, count: int) -> Int[np.ndarray, "f"]:
+    """Frames, spread evenly, in which the hand may have moved the object, and a few after it has gone."""
+    there = np.flatnonzero(hands.state > 0)
+    there = there[there > reference]
+    first, last = (int(there.min()), int(there.max())) if len(there) else (reference + 1, len(hands.state) - 1)
+    last = min(last + 4, len(hands.state) - 1)
+    return np.unique(np.linspace(first + 0.3 * (last - first), last, count).astype(int))
+
+
+def joint_motion(
+    video: Video,
+    path: CameraPath,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    reference: int,
+    hands: HandTrack,
+    surface: Surface,
+    moments: Int[np.ndarray, "f"],
+    progress: bool,
+) -> _JointMotion | None:
+    """The hinge or slide under which the pictures make most sense, followed through the video; None if nothing moves so."""
+    found = find_joint(video.frames, path, mask, depth, reference, hands.masks, moments, progress=progress)
+    joint = simplest(found)
+    if joint is None:
+        return None
+    count = len(video.frames)
+    often = acting_frames(hands, reference, 2 * MOMENTS)
+    member = moving_part(surface, joint, moments, joint.amounts)
+    amounts = np.zeros(count)
+    for _ in range(3):
+        if member.sum() < FEWEST:
+            return None
+        chosen = np.flatnonzero(member)
+        amounts = follow_joint(surface, joint, chosen, reference, count)
+        joint = refine_joint(surface, replace(joint, amounts=amounts[often]), often, chosen)
+        member = moving_part(surface, joint, often, joint.amounts)
+    amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count)
+    motion = joint.motion(amounts)
+    return _JointMotion(surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments))
+
+
+def _explained(surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"]) -> float:
+    """How much of what has changed in the pictures a motion explains, summed over squares."""
+    gain = sum(surface.gain(int(frame), motion[frame][None].astype(float))[0] for frame in moments)
+    return float(np.maximum(gain, 0).sum())
+
+
+def corner_motion(
+    path: CameraPath,
+    found: PointTracks,
+    seen: Bool[np.ndarray, "t q"],
+    points: Float[np.ndarray, "q 3"],
+    reference: int,
+    hands: HandTrack,
+    progress: bool,
+) -> tuple[Float[np.ndarray, "q 3"], Bool[np.ndarray, "q"], Float[np.ndarray, "t 4 4"], Float[np.ndarray, "t"]]:
+    """Points, which of them move, motion and fit from tracked corners alone, whatever way the part goes.
+
+    Raises:
+        AfieldError: nothing moves as a rigid part.
+    """
+    points = points.copy()
     moving = moving_points(path, found.pixels, seen, points, reference)
     motion, fit = part_motion(path, found.pixels, seen, points, moving, reference, progress)
     screw = fit_screw(
@@ -117,9 +220,7 @@ def track_object(
         points[moving] = screw[1]
         motion = np.stack([screw[0].motion(frame) for frame in range(len(motion))])
     moving = spread_membership(path, found.pixels, seen, points, moving, motion)
-    return ObjectTracks(
-        found.pixels, seen, points.astype(np.float32), moving, motion.astype(np.float32), fit, reference
-    )
+    return points, moving, motion, fit
 
 
 def choose_points(color: np.ndarray, mask: Bool[np.ndarray, "h w"], count: int) -> Float[np.ndarray, "n 2"]:

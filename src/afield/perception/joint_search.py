@@ -1,0 +1,415 @@
+"""The joint of a part that moves, from pictures alone.
+
+Hinges and slides are tried all over the object; those under which the pictures make most sense are refined by least squares on
+the pictures themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+from scipy.spatial import KDTree
+from tqdm import tqdm
+
+from afield.perception.cameras import CameraPath
+from afield.perception.direct import Surface, make_surface
+
+Kind = Literal["slide", "hinge"]
+CELLS = 12
+"""Cells on the diagonal of the object in the grid of places through which an axis may go."""
+TURNS = np.radians(np.arange(-100.0, 101.0, 5.0))
+WAYS = np.linspace(-0.8, 0.8, 33)
+"""Amounts of a hinge in radians, and of a slide as shares of the object's diagonal."""
+SURVIVORS = 3, 5
+"""Candidates of every family (main direction and sense of motion) that are shifted on blurred pictures, and how many of all are
+refined on sharp ones."""
+JUMP = 1.5
+"""How much worse a sequence of amounts is that jumps over half of the range from one moment to the next."""
+BELONGS = 0.1
+"""Summed gain of a square from which on it counts as part of what moves."""
+SIMPLER = 0.95
+"""A slide is believed if it explains at least such a share of what the best hinge explains."""
+NEIGHBOURS = 12
+"""Points that vote on whether a point between them moves."""
+FRAME_JUMP = 12.0
+"""The same penalty from one frame to the next."""
+UNSEEN = 0.65
+"""What a point that cannot be seen counts, as a difference in appearance: turning all points away must not be a gain."""
+UNCLEAR = 0.3
+"""Summed gain of a point below which it follows its neighbours."""
+HOPELESS = 0.6
+"""A candidate that explains less than such a share of what the best one explains is not shifted."""
+LEAN = {"hinge": np.radians(4.0), "slide": np.radians(20.0)}
+"""Axes of furniture run along its edges, give or take so much; ways of what is pushed or lifted less so."""
+TRUST = 0.03
+"""How much worse an explanation is, as a mean difference in appearance, whose axis leans by that much."""
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A hinge or a slide, in the world."""
+
+    kind: Kind
+    twist: Float[np.ndarray, "6"]
+    """Rotation (a unit vector, or zero) and shift (a unit vector for a slide)."""
+    main: Float[np.ndarray, "3"]
+    """The direction of the object that axis or way is expected along."""
+    amounts: Float[np.ndarray, "f"]
+    """How far it has gone in some frames: radians, or lengths of the world."""
+    score: float = 0.0
+
+    def motion(self, amount: Float[np.ndarray, "*m"]) -> Float[np.ndarray, "*m 4 4"]:
+        """How the part moves."""
+        return motions(self.twist, amount)
+
+
+def motions(twist: Float[np.ndarray, "6"], amount: Float[np.ndarray, "*m"]) -> Float[np.ndarray, "*m 4 4"]:
+    """exp(amount * twist) for a unit twist, in closed form."""
+    turn, shift = twist[:3], twist[3:]
+    cross = np.array([[0, -turn[2], turn[1]], [turn[2], 0, -turn[0]], [-turn[1], turn[0], 0]])
+    a = np.asarray(amount, float)[..., None, None]
+    angle = float(np.linalg.norm(turn))
+    pose = np.broadcast_to(np.eye(4), (*np.shape(amount), 4, 4)).copy()
+    if angle < 1e-9:
+        pose[..., :3, 3] = a[..., 0] * shift
+        return pose
+    square = cross @ cross
+    pose[..., :3, :3] = np.eye(3) + np.sin(a) * cross + (1 - np.cos(a)) * square
+    pose[..., :3, 3] = (a * np.eye(3) + (1 - np.cos(a)) * cross + (a - np.sin(a)) * square) @ shift
+    return pose
+
+
+def candidates(surface: Surface, up: Float[np.ndarray, "3"]) -> tuple[list[tuple[Kind, Float[np.ndarray, "6"]]], float]:
+    """Slides along the three main directions of the object and hinges parallel to them, on a grid; and the object's diagonal.
+
+    Things that stand have one upright direction; the other two are where most of their sides look.
+    """
+    level = surface.normals - np.outer(surface.normals @ up, up)
+    side = np.cross(up, [0.0, 0.0, 1.0]) if abs(up[2]) < 0.9 else np.cross(up, [0.0, 1.0, 0.0])
+    side /= np.linalg.norm(side)
+    ahead = np.cross(up, side)
+    steep = np.linalg.norm(level, axis=1) > 0.9
+    angle = np.arctan2(level[steep] @ ahead, level[steep] @ side)
+    trials = np.radians(np.arange(90))
+    votes = np.exp(4 * (np.cos(4 * (angle[:, None] - trials)) - 1)).sum(axis=0)
+    yaw = trials[votes.argmax()]
+    main = np.stack((np.cos(yaw) * side + np.sin(yaw) * ahead, np.cos(yaw) * ahead - np.sin(yaw) * side, up))
+    along = surface.points @ main.T
+    low, high = np.quantile(along, 0.01, axis=0), np.quantile(along, 0.99, axis=0)
+    diagonal = float(np.linalg.norm(high - low))
+    found: list[tuple[Kind, np.ndarray]] = [("slide", np.concatenate((np.zeros(3), axis))) for axis in main]
+    for index, axis in enumerate(main):
+        first, second = (
+            np.linspace(low[i], high[i], max(2, int(np.ceil((high[i] - low[i]) / diagonal * CELLS)) + 1))
+            for i in range(3)
+            if i != index
+        )
+        others = [main[i] for i in range(3) if i != index]
+        for a in first:
+            for b in second:
+                found.append(("hinge", np.concatenate((axis, -np.cross(axis, a * others[0] + b * others[1])))))
+    return found, diagonal
+
+
+def score_joint(
+    surface: Surface, twist: Float[np.ndarray, "6"], frames: Int[np.ndarray, "f"], amounts: Float[np.ndarray, "a"]
+) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "b"]]:
+    """The amounts in some frames under which one set of squares gains most, and what each square gains over all frames."""
+    poses = motions(twist, amounts)
+    gain = np.stack([surface.gain(int(frame), poses) for frame in frames])
+    chosen = smooth_path(np.maximum(gain, 0).sum(axis=2), amounts)
+    for _ in range(3):
+        square = gain[np.arange(len(frames)), chosen].sum(axis=0)
+        member = square > BELONGS
+        if not member.any():
+            break
+        chosen = smooth_path(gain[:, :, member].sum(axis=2), amounts)
+    return amounts[chosen], gain[np.arange(len(frames)), chosen].sum(axis=0)
+
+
+def smooth_path(
+    score: Float[np.ndarray, "f a"], amounts: Float[np.ndarray, "a"], jump: float = JUMP
+) -> Int[np.ndarray, "f"]:
+    """The sequence with the largest sum of scores, less a penalty on jumps; it begins at rest."""
+    weight = jump * max(float(score.max(axis=1).mean()), 1e-9)
+    span = np.ptp(amounts) / 2
+    penalty = weight * ((amounts[:, None] - amounts[None]) / span) ** 2
+    total = score[0] - weight * (amounts / span) ** 2
+    back = np.zeros(score.shape, int)
+    for index in range(1, len(score)):
+        reach = total[None] - penalty
+        back[index] = reach.argmax(axis=1)
+        total = score[index] + reach.max(axis=1)
+    path = [int(total.argmax())]
+    for index in range(len(score) - 1, 0, -1):
+        path.append(int(back[index, path[-1]]))
+    return np.array(path[::-1])
+
+
+def refine_joint(
+    surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], member: Int[np.ndarray, "k"], steps: int = 8
+) -> Joint:
+    """Levenberg-Marquardt on the differences in appearance of the members, over the joint and all amounts."""
+    middle = surface.points[member].mean(axis=0)
+    count, damping, weigh = len(frames), 1e-3, TRUST * len(frames) * len(member)
+    current = _mismatch(surface, joint, frames, member)
+    for _ in range(steps):
+        normal, slope = np.zeros((6 + count, 6 + count)), np.zeros(6 + count)
+        for index, frame in enumerate(frames):
+            rows, residual, weight = _linear(surface, joint, int(frame), float(joint.amounts[index]), member, middle)
+            where = np.r_[0:6, 6 + index]
+            normal[np.ix_(where, where)] += rows.T @ (rows * weight[:, None])
+            slope[where] += rows.T @ (weight * residual)
+        rows, lean = _lean(joint)
+        normal[:6, :6] += weigh * rows.T @ rows
+        slope[:6] += weigh * rows.T @ lean
+        before = current
+        for _ in range(5):
+            floor = 1e-9 * np.trace(normal) / len(normal) + 1e-12
+            step = -np.linalg.solve(normal + np.diag(damping * np.diag(normal) + floor), slope)
+            twist = joint.twist + step[:6]
+            twist[3:] -= np.cross(step[:3], middle)
+            trial = _unit(joint, twist, joint.amounts + step[6:])
+            new = _mismatch(surface, trial, frames, member)
+            if new < current:
+                joint, current, damping = trial, new, max(damping / 6, 1e-6)
+                break
+            damping *= 6
+        if before - current < 1e-5:
+            break
+    return joint
+
+
+def _linear(
+    surface: Surface,
+    joint: Joint,
+    frame: int,
+    amount: float,
+    member: Int[np.ndarray, "k"],
+    middle: Float[np.ndarray, "3"],
+) -> tuple[Float[np.ndarray, "m 7"], Float[np.ndarray, "m"], Float[np.ndarray, "m"]]:
+    """Derivatives, differences and weights in a frame; rotations are about the middle of the members."""
+    near = 1e-3
+    twists = [joint.twist]
+    for axis in range(6):
+        change = np.zeros(6)
+        change[axis] = near
+        change[3:] -= np.cross(change[:3], middle)
+        twists.append(joint.twist + change)
+    poses = np.stack([*(_motion(twist, amount) for twist in twists), _motion(joint.twist, amount + near)])
+    found, lost = surface.difference(frame, poses, member)
+    rows = (found[1:] - found[:1]) / near
+    if joint.kind == "slide":
+        rows[:3] = 0.0
+    size = np.linalg.norm(found[0], axis=-1)
+    weight = np.where(lost.any(axis=0) | (size > 1.2), 0.0, 1 / (0.15 + size))
+    return rows.reshape(7, -1).T, found[0].reshape(-1), np.repeat(weight, 3)
+
+
+def _motion(twist: Float[np.ndarray, "6"], amount: float) -> Float[np.ndarray, "4 4"]:
+    """exp(amount * twist) for a twist that need not be a unit one."""
+    angle = float(np.linalg.norm(twist[:3]))
+    if angle < 1e-9:
+        return motions(twist, np.array(amount))
+    return motions(twist / angle, np.array(amount * angle))
+
+
+def _mismatch(surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], member: Int[np.ndarray, "k"]) -> float:
+    """Mean difference in appearance; what is not seen counts half, so that nothing is gained by hiding it."""
+    total = 0.0
+    for frame, amount in zip(frames, joint.amounts, strict=True):
+        found, lost = surface.difference(int(frame), joint.motion(np.array([amount])), member)
+        size = np.minimum(np.linalg.norm(found, axis=-1), 1.0)
+        total += float(np.where(lost, 0.5, size).mean())
+    return total / len(frames) + TRUST * float((_lean(joint)[1] ** 2).sum())
+
+
+def _lean(joint: Joint) -> tuple[Float[np.ndarray, "3 6"], Float[np.ndarray, "3"]]:
+    """How far axis or way lean, in units of what is expected, and its derivative."""
+    rows = np.zeros((3, 6))
+    turn, shift = joint.twist[:3], joint.twist[3:]
+    if joint.kind == "slide":
+        rows[:, 3:] = np.eye(3)
+        return rows / LEAN["slide"], (shift - joint.main) / LEAN["slide"]
+    rows[:, :3] = np.eye(3)
+    return rows / LEAN["hinge"], (turn - joint.main) / LEAN["hinge"]
+
+
+def _unit(joint: Joint, twist: Float[np.ndarray, "6"], amounts: Float[np.ndarray, "f"]) -> Joint:
+    """A joint whose twist is a unit one: a slide does not turn, and a hinge does not go along its axis."""
+    twist = twist.copy()
+    if joint.kind == "slide":
+        twist[:3] = 0.0
+        size = float(np.linalg.norm(twist[3:]))
+    else:
+        size = float(np.linalg.norm(twist[:3]))
+        axis = twist[:3] / size
+        twist[3:] -= axis * (axis @ twist[3:])
+    return replace(joint, twist=twist / size, amounts=amounts * size)
+
+
+def find_joint(
+    frames: UInt8[np.ndarray, "t h w 3"],
+    path: CameraPath,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    reference: int,
+    hidden: Bool[np.ndarray, "t h w"],
+    moments: Int[np.ndarray, "f"],
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[Joint]:
+    """The joints that explain best how the object looks at some moments, the best first.
+
+    Args:
+        frames: RGB.
+        path: cameras, world +Z up.
+        mask: the object in the reference frame.
+        depth: of the reference frame.
+        reference: a frame before anything moves.
+        hidden: where hands are.
+        moments: frames in which the part has moved.
+        seed: which of the object's points are looked at.
+        progress: show a progress bar.
+    """
+
+    def surface(**options: float | int) -> Surface:
+        return make_surface(frames, path, mask, depth, reference, hidden, seed=seed, **options)  # pyright: ignore[reportArgumentType]
+
+    rough, sharp = surface(count=700, blur=2.0), surface(count=1500, blur=1.0)
+    trials, diagonal = candidates(rough, np.array([0.0, 0.0, 1.0]))
+    found = []
+    for kind, twist in tqdm(trials, desc="joints", disable=not progress, leave=False):
+        amounts = TURNS[::2] if kind == "hinge" else WAYS[::2] * diagonal
+        chosen, square = score_joint(rough, twist, moments[1::2], amounts)
+        main = twist[:3] if kind == "hinge" else twist[3:]
+        found.append(Joint(kind, twist, main, chosen, float(np.maximum(square, 0).sum())))
+    found.sort(key=lambda joint: -joint.score)
+    families: dict[tuple[object, ...], list[Joint]] = {}
+    for joint in found:
+        sense = bool(joint.amounts.sum() > 0)
+        families.setdefault((joint.kind, *np.round(joint.main, 3), sense), []).append(joint)
+    chosen = [joint for group in families.values() for joint in group[: SURVIVORS[0]]]
+    chosen = [joint for joint in chosen if joint.score > HOPELESS * found[0].score]
+    found = [
+        _climb(rough, joint, moments[1::2], diagonal)
+        for joint in tqdm(chosen, desc="shifted joints", disable=not progress, leave=False)
+    ]
+    found = _different(sorted(found, key=lambda joint: -joint.score), diagonal)
+    found = [
+        _improve(sharp, joint, moments, diagonal)
+        for joint in tqdm(found[: SURVIVORS[1]], desc="refined joints", disable=not progress, leave=False)
+    ]
+    return sorted(found, key=lambda joint: -joint.score)
+
+
+def simplest(found: list[Joint]) -> Joint | None:
+    """The best joint, or a slide that explains nearly as much; None if there is none that explains anything."""
+    if not found or found[0].score <= 0:
+        return None
+    slides = [joint for joint in found if joint.kind == "slide" and joint.score > SIMPLER * found[0].score]
+    return slides[0] if slides else found[0]
+
+
+def _different(found: list[Joint], diagonal: float) -> list[Joint]:
+    """The joints without those that are nearly a better one's."""
+    kept: list[Joint] = []
+    for joint in found:
+        if all(np.linalg.norm(joint.twist - other.twist) > diagonal / CELLS for other in kept):
+            kept.append(joint)
+    return kept
+
+
+def _climb(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float) -> Joint:
+    """Shift the axis of a hinge sideways in ever smaller steps while it explains more; slides have no place."""
+    if joint.kind == "slide":
+        return joint
+    amounts, axis = TURNS[::2], joint.twist[:3]
+    first = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    first /= np.linalg.norm(first)
+    step = 0.5 * diagonal / CELLS
+    while step > 0.1 * diagonal / CELLS:
+        best = joint
+        for aside in (first, -first, np.cross(axis, first), -np.cross(axis, first)):
+            twist = joint.twist - np.concatenate((np.zeros(3), np.cross(axis, step * aside)))
+            chosen, square = score_joint(surface, twist, moments, amounts)
+            score = float(np.maximum(square, 0).sum())
+            if score > best.score:
+                best = replace(joint, twist=twist, amounts=chosen, score=score)
+        if best is joint:
+            step /= 2
+        joint = best
+    return joint
+
+
+def _improve(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float) -> Joint:
+    """Amounts, members and joint in turn."""
+    amounts = TURNS if joint.kind == "hinge" else WAYS * diagonal
+    best = joint
+    chosen, square = score_joint(surface, joint.twist, moments, amounts)
+    for _ in range(3):
+        member = np.flatnonzero((square > BELONGS)[surface.block])
+        if len(member) < 20:
+            break
+        joint = refine_joint(surface, replace(joint, amounts=chosen), moments, member)
+        low, high = min(joint.amounts.min(), 0.0), max(joint.amounts.max(), 0.0)
+        room = 0.1 * (high - low)
+        chosen, square = score_joint(surface, joint.twist, moments, np.linspace(low - room, high + room, 41))
+        best = replace(joint, amounts=chosen, score=float(np.maximum(square, 0).sum()))
+    return best
+
+
+def follow_joint(
+    surface: Surface,
+    joint: Joint,
+    member: Int[np.ndarray, "k"],
+    first: int,
+    count: int,
+) -> Float[np.ndarray, "t"]:
+    """How far the part has gone in every frame: 0 until `first`, then the smooth path under which its members look right."""
+    low, high = min(joint.amounts.min(), 0.0), max(joint.amounts.max(), 0.0)
+    room = 0.15 * (high - low)
+    grid = np.linspace(low - room, high + room, 79)
+    frames = np.arange(first + 1, count)
+    score = np.stack([_likeness(surface, joint, int(frame), grid, member) for frame in frames])
+    amount = np.zeros(count)
+    amount[frames] = grid[smooth_path(score, grid, FRAME_JUMP)]
+    near = np.linspace(-1, 1, 9) * (grid[1] - grid[0])
+    for frame in frames:
+        around = amount[frame] + near
+        amount[frame] = around[_likeness(surface, joint, int(frame), around, member).argmax()]
+    return amount
+
+
+def _likeness(
+    surface: Surface, joint: Joint, frame: int, amounts: Float[np.ndarray, "a"], member: Int[np.ndarray, "k"]
+) -> Float[np.ndarray, "a"]:
+    """How well the members look in a frame for each amount; what is not seen counts as looking quite wrong."""
+    found, lost = surface.difference(frame, joint.motion(amounts), member)
+    size = np.minimum(np.linalg.norm(found, axis=-1), 1.0)
+    return (1.0 - np.where(lost, UNSEEN, size)).sum(axis=1)
+
+
+def moving_part(
+    surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], amounts: Float[np.ndarray, "f"]
+) -> Bool[np.ndarray, "n"]:
+    """Which points move: those that a motion explains better than rest, and undecided ones as most of their neighbours."""
+    total = np.zeros(len(surface.points))
+    for frame, amount in zip(frames, amounts, strict=True):
+        stay, lost = surface.difference(int(frame), np.eye(4)[None])
+        go, gone = surface.difference(int(frame), joint.motion(np.array([amount])))
+        better = np.minimum(np.linalg.norm(stay[0], axis=-1), 1) - np.minimum(np.linalg.norm(go[0], axis=-1), 1)
+        total += np.where(lost[0] | gone[0], 0.0, better)
+    size = float(np.ptp(surface.points, axis=0).max())
+    place = np.column_stack((surface.points / size, 0.3 * surface.normals))
+    near = KDTree(place).query(place, k=min(NEIGHBOURS, len(place)))[1]
+    smooth = total[near].mean(axis=1)
+    decided = np.abs(smooth) > UNCLEAR
+    if not decided.any():
+        return smooth > 0
+    closest = KDTree(place[decided]).query(place, k=min(3, int(decided.sum())))[1].reshape(len(place), -1)
+    return np.where(decided, smooth > 0, (smooth[decided][closest] > 0).mean(axis=1) > 0.5)
