@@ -20,7 +20,6 @@ from afield.skill_pipeline import act_from_files, execute_run
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="the drawer comes out by 9.2 of 10 cm; see docs/research-log.md, issue 5")
 def test_a_drawer_opens_as_a_hand_has_shown_on_another_one(tmp_path: Path) -> None:
     pytest.importorskip("pycolmap")
     pytest.importorskip("ai_edge_litert")

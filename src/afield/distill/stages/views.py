@@ -104,7 +104,8 @@ def object_flow(
         high = min(low + 1, len(times) - 1)
         place = (1 - share) * tracks.at(low) + share * tracks.at(high)
         displacement.append(place - start)
-        visible.append(tracks.seen[round(time)])
+        # Where the part's motion is known its points are known as well, though their corners may have been lost.
+        visible.append(tracks.seen[round(time)] | (tracks.moving & (tracks.fit[round(time)] >= 0)))
     return Flow(
         torch.from_numpy(start).float(),
         torch.from_numpy(np.stack(displacement, axis=1)).float(),
