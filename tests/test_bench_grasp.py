@@ -180,10 +180,16 @@ def test_a_hand_holds_where_the_middle_of_its_contacts_is() -> None:
 
 def test_bad_manifests_are_explained(tmp_path: Path) -> None:
     file = tmp_path / "bad.json"
+    trimesh.creation.box((40, 30, 100)).export(tmp_path / "box.obj")
     for content, words in (
         ({}, "list 'objects'"),
         ({"objects": [{"name": "a", "family": "b", "mass": 1}]}, "lacks 'mesh'"),
         ({"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "no.obj"}]}, "Cannot read the mesh"),
+        (
+            {"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "box.obj"}]},
+            "100 m long .* 0.001 for millimetres",
+        ),
+        ({"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "box.obj", "scale": 1e-5}]}, "0.001 m long"),
         ({"objects": [{"folder": "nowhere"}]}, "object.json"),
         (
             {
