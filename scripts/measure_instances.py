@@ -67,7 +67,7 @@ def main(
     target, every = [], []
     for spec in specs:
         folder = bench.scene_folder(spec)
-        scene, world = Scene.load(folder / "scene"), world_from_capture(read_capture(folder / "capture"))
+        scene, world = Scene.load(bench.described(spec)), world_from_capture(read_capture(folder / "capture"))
         truth = nearest_object(world, scene.points.numpy())
         found = module.instances(scene).numpy()
         for number, thing in enumerate(world.objects):

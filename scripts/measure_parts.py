@@ -122,7 +122,7 @@ def _cases(
     def describe(spec: SceneSpec) -> Scene:
         folder = bench.scene_folder(spec)
         if other is None:
-            return Scene.load(folder / "scene")
+            return Scene.load(bench.described(spec))
         return build_scene(read_capture(folder / "capture"), other[0], SceneConfig(span=other[1]), progress=False)
 
     for row in tqdm(rows, desc="rows"):

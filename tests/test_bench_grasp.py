@@ -14,17 +14,20 @@ import pytest
 import torch
 import trimesh
 
+from afield.artifacts import write_json
 from afield.benchmark.grasp import ablation
 from afield.benchmark.grasp.manifest import Manifest, read_manifest
 from afield.benchmark.grasp.methods import COLUMNS, METHODS
 from afield.benchmark.grasp.prepare import (
     Bench,
+    demo_scene,
     demonstration_content,
     demonstration_file,
     fingerprint,
     is_done,
     place_demonstration,
     pretraining,
+    trial_mark,
     trial_scene,
     upright_world,
 )
@@ -177,10 +180,16 @@ def test_a_hand_holds_where_the_middle_of_its_contacts_is() -> None:
 
 def test_bad_manifests_are_explained(tmp_path: Path) -> None:
     file = tmp_path / "bad.json"
+    trimesh.creation.box((40, 30, 100)).export(tmp_path / "box.obj")
     for content, words in (
         ({}, "list 'objects'"),
         ({"objects": [{"name": "a", "family": "b", "mass": 1}]}, "lacks 'mesh'"),
         ({"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "no.obj"}]}, "Cannot read the mesh"),
+        (
+            {"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "box.obj"}]},
+            "100 m long .* 0.001 for millimetres",
+        ),
+        ({"objects": [{"name": "a", "family": "b", "mass": 1, "mesh": "box.obj", "scale": 1e-5}]}, "0.001 m long"),
         ({"objects": [{"folder": "nowhere"}]}, "object.json"),
         (
             {
@@ -221,7 +230,26 @@ def test_tables_count_what_happened(manifest: Manifest) -> None:
     text = markdown([row], records, ("attention", "dff"))
     assert "3/4 | 0/4" in text
     assert "**0.75** [0.30, 0.95]" in text
+    assert "| failures |  |  | 1 slipped | 4 slipped |" in text
     assert summarize([])["trials"] == 0
+
+
+def test_what_is_there_of_an_interrupted_run_is_printed(tmp_path: Path) -> None:
+    """One trial is there, one is stale; the others are missing."""
+    config = GraspBenchConfig(
+        split="dev", table=3, trials=2, methods=("attention", "geometry"), out=tmp_path, report=True
+    )
+    with pytest.raises(AfieldError, match="holds no record"):
+        run(config, progress=False)
+    bench = Bench(SHIPPED, tmp_path)
+    row = next(row for row in bench.manifest().rows["dev"] if row.table == 3)
+    for trial, mark in ((0, trial_mark(bench, row, 0, "geometry")), (1, "another")):
+        record = {**_record(3, row.name, "geometry", True), "fingerprint": mark}
+        write_json(bench.trial_file(row, trial, "geometry"), record)
+    result = run(config, progress=False)
+    assert len(result["trials"]) == 1
+    assert "| - | 1/1 |" in result["markdown"]
+    assert result["confidence"] is None
 
 
 def test_methods_differ_only_where_they_should() -> None:
@@ -270,6 +298,31 @@ def test_a_record_is_stale_when_anything_it_was_made_of_has_changed(tmp_path: Pa
     assert is_done(tmp_path / "record.json", marks[0])
     assert not is_done(tmp_path / "record.json", marks[1])
     assert not is_done(tmp_path / "none.json", marks[0])
+
+
+def test_extractors_and_hands_share_captures_and_nothing_else(manifest: Manifest, tmp_path: Path) -> None:
+    row = manifest.rows["dev"][0]
+    spec = demo_scene(row)
+
+    def places(bench: Bench) -> list[Path]:
+        setup = ablation.setups()[0]
+        return [
+            bench.described(spec), bench.field_folder(row, "attention-default"), bench.trial_file(row, 0, "attention"),
+            ablation.field_folder(bench, row, *setup), ablation.trial_file(bench, row, *setup, 0),
+        ]  # fmt: skip
+
+    usual = Bench(SHIPPED, tmp_path)
+    others = [Bench(SHIPPED, tmp_path, extractor=name) for name in ("color", "transformers:a/b", "transformers:a_b")]
+    found = [places(bench) for bench in (usual, *others)]
+    for kind in zip(*found, strict=True):
+        assert len(set(kind)) == 4
+    assert found[0][0] == tmp_path / "scenes" / spec.name / "scene"
+    assert all(bench.scene_folder(spec) == usual.scene_folder(spec) for bench in others)
+    assert all(bench.described(spec).parent == usual.scene_folder(spec) for bench in others)
+    leap = Bench(SHIPPED, tmp_path, hand="leap")
+    assert leap.described(spec) == usual.described(spec)
+    assert leap.trial_file(row, 0, "attention") != usual.trial_file(row, 0, "attention")
+    assert demonstration_file(leap, "horse", "back") != tmp_path / "demonstrations" / "horse_back.json"
 
 
 def test_in_box() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from afield.energy import (
     Energy,
     FeatureTerm,
     HandState,
+    InsideTerm,
     JointLimitTerm,
     PenetrationTerm,
     SelfPenetrationTerm,
@@ -64,6 +67,19 @@ def test_penetration_sums_the_depth_of_inner_points_only(hand: Hand, betas: torc
     assert float(expected[0]) > 0, "some points must lie inside for the test to say anything"
     torch.testing.assert_close(PenetrationTerm(points)(_state(hand, betas)), expected)
     torch.testing.assert_close(PenetrationTerm(points, 4.0)(_state(hand, betas)), 4 * expected)
+
+
+def test_being_inside_counts_also_where_no_scene_point_is_in_the_hand(hand: Hand, betas: torch.Tensor) -> None:
+    """A ball of 1 m radius: below its surface by known depths, farther in than `reach`, and outside."""
+    points = torch.nn.functional.normalize(torch.randn(20_000, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    state = _state(hand, betas[:1])
+    for radius, depth in ((0.98, 0.02), (0.90, 0.0), (1.02, 0.0)):
+        placed = replace(state, points_world=radius * points[None, :200])
+        torch.testing.assert_close(InsideTerm(points, points)(placed), torch.tensor([depth]), atol=1e-4, rtol=0)
+    moved = (0.98 * points[None, :200]).requires_grad_()
+    InsideTerm(points, points)(replace(state, points_world=moved)).sum().backward()
+    assert moved.grad is not None
+    assert bool(((moved.grad[0] * points[:200]).sum(dim=-1) < 0).all()), "moving outwards must lower the energy"
 
 
 def test_self_penetration_counts_close_pairs_once(hand: Hand, betas: torch.Tensor) -> None:

@@ -241,6 +241,24 @@ def test_signed_distance_gradients_by_finite_differences(toy: Hand) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["toy", "gripper", "shadow"])
+def test_total_depth_is_what_the_signed_distance_says_below_zero(name: str, request: pytest.FixtureRequest) -> None:
+    """Value and gradient; one of the hands touches nothing."""
+    hand: Hand = request.getfixturevalue(name)
+    beta = hand.clamp(random_beta(hand, 4))
+    near = hand.place(hand.sample_surface(300, seed=0), beta)
+    points = near + 0.01 * torch.randn(near.shape, generator=torch.Generator().manual_seed(1))
+    points[3] += 5.0
+    first, second = beta.clone().requires_grad_(True), beta.clone().requires_grad_(True)
+    slow = (-hand.signed_distance(first, points)).clamp_min(0.0).sum(dim=-1)
+    fast = hand.total_depth(second, points)
+    assert bool((slow[:3] > 0.01).all())
+    assert float(fast[3]) == 0.0
+    torch.testing.assert_close(fast, slow, atol=1e-6, rtol=1e-5)
+    gradients = [torch.autograd.grad(value.sum(), start)[0] for value, start in ((slow, first), (fast, second))]
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-4, rtol=1e-4)
+
+
 def test_signed_distance_has_finite_gradients_on_axes_and_centers(hand: Hand) -> None:
     beta = hand.join(torch.eye(4), hand.neutral()).requires_grad_(True)
     inside = hand.place(hand.keypoints, beta).detach()

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from afield.attend import attend
+from afield.carry import carry
 from afield.confidence import Evidence
 from afield.demonstration import Demonstration, demonstrate
+from afield.energy import HandState, InsideTerm
 from afield.errors import AfieldError
+from afield.fields.registration import Registration, register
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name
 from afield.pipeline import refuse_if_absent, with_confidence
@@ -269,7 +272,9 @@ def test_the_aligned_object_carries_the_hand(
     target = _moved(_thing(2), motion)
     config = StartConfig(matched=0.0, carried=0.5)
     generator = torch.Generator().manual_seed(0)
-    beta = sample_starts(demonstration, demonstration.scene, target, hand, 40, config, generator, motion)
+    pose, joints = hand.split(demonstration.beta)
+    carried = hand.join(motion @ pose, joints)
+    beta = sample_starts(demonstration, demonstration.scene, target, hand, 40, config, generator, carried)
     wanted = transform_points(motion, demonstration.query_points(hand))
     off = (hand.place(demonstration.points, beta) - wanted).norm(dim=-1).mean(dim=-1)
     assert float(off[:20].median()) < 0.04
@@ -280,6 +285,53 @@ def test_the_aligned_object_carries_the_hand(
     assert float((hand.place(demonstration.points, grasp.beta) - wanted).norm(dim=-1).mean()) < 0.03
     assert grasp.terms["alignment"] > 0.0
     assert 0.9 < grasp.provenance["alignment"]["scale"] < 1.1
+
+
+def test_the_carried_hand_is_judged_first_and_as_it_is(
+    hand: Hand, demonstration: Demonstration, model: FieldModel, motion: torch.Tensor
+) -> None:
+    target = _moved(_thing(2), motion)
+    shown, here = attend(demonstration, target, model, hand, use_gate=True, center=True)
+    expected = carry(demonstration, hand, register(shown.scene, here.scene), shown.scene, here.scene).beta
+    seen: list[torch.Tensor] = []
+
+    def judge(candidates: torch.Tensor) -> int:
+        seen.append(candidates)
+        return 0
+
+    config = replace(QUICK, align=True)
+    grasp = transfer_grasp(demonstration, target, model, hand, config, judge=judge, progress=False)
+    assert len(seen[0]) == config.stages[-1].starts
+    torch.testing.assert_close(grasp.beta, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(grasp.history.beta[-1], grasp.history.beta[0])
+    assert grasp.history.start_energy[grasp.history.winner] > grasp.history.start_energy.min()
+
+
+def _tube(radius: float, height: float) -> Scene:
+    """Straight along x, below the demonstrated palm."""
+    generator = torch.Generator().manual_seed(4)
+    along, angle = torch.rand(2, 2000, generator=generator)
+    out = torch.stack((torch.zeros(2000), (2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()), dim=-1)
+    middle = torch.stack((0.2 * along - 0.1, torch.full((2000,), 0.02), torch.full((2000,), height)), dim=-1)
+    features = torch.nn.functional.normalize(torch.ones(2000, 4), dim=-1)
+    return Scene(middle + radius * out, features, torch.rand(2000, 3), out, SOURCE, TABLE)
+
+
+def test_a_wider_object_opens_the_hand(hand: Hand, demonstration: Demonstration) -> None:
+    """Carried points keep their distance from the surface, and the fitted hand stays out of it; a rigid one does not."""
+    narrow, wide = _tube(0.02, 0.10), _tube(0.04, 0.10)
+    shown = replace(demonstration, scene=narrow)
+    found = Registration(torch.eye(3), 1.0, torch.zeros(3), 0.0)
+    carried = carry(shown, hand, found, narrow, wide)
+    near = torch.cdist(shown.query_points(hand), narrow.points).amin(dim=-1)
+    there = torch.cdist(carried.points, wide.points).amin(dim=-1)
+    assert int((near < 0.03).sum()) > 20
+    assert float((there - near)[near < 0.03].abs().mean()) < 0.003
+    inside = InsideTerm(wide.points, wide.normals)
+    before, after = (float(inside(HandState.of(hand, shown.points, b[None]))) for b in (shown.beta, carried.beta))
+    assert before > 5e-4
+    assert after < 0.1 * before
+    assert float((hand.place(shown.points, carried.beta) - carried.points).norm(dim=-1).mean()) < 0.014
 
 
 def test_unlike_shapes_have_no_matched_motion(hand: Hand, demonstration: Demonstration) -> None:

@@ -596,6 +596,7 @@ def bench_grasp(
     jobs: int = 0,
     hand: str = "shadow",
     seed: int = 0,
+    report: bool = False,
     figure6: bool = False,
     pictures: bool = False,
     calibrate: bool = False,
@@ -608,11 +609,12 @@ def bench_grasp(
         split: rows to run: dev, or test, on other objects.
         table: only this table.
         trials: scenes per row.
-        methods: only these columns.
+        methods: only these columns; all that docs/benchmark.md lists but the aligned ones by default.
         out: work folder; an interrupted run goes on from there.
         jobs: processes; 0 is one per core.
         hand: name of a hand or path of a hand description.
         seed: seed of scenes, fields and starts.
+        report: run nothing, print the tables of the trials that are there, for instance of an interrupted run.
         figure6: instead of the tables: one to four pretraining scenes, with and without the demonstrated one.
         pictures: draw a few trials of the first method for every cause of failure, into `failures` in the work folder.
         calibrate: fit the probability of success to these trials; writes confidence.json into the work folder.
@@ -620,7 +622,7 @@ def bench_grasp(
     """
     from afield.artifacts import write_json
     from afield.benchmark.grasp import GraspBenchConfig, run
-    from afield.benchmark.grasp.methods import METHODS
+    from afield.benchmark.grasp.methods import COLUMNS
     from afield.benchmark.grasp.run import SHIPPED
 
     config = GraspBenchConfig(
@@ -628,11 +630,12 @@ def bench_grasp(
         split,
         table,
         trials,
-        methods or tuple(METHODS),
+        methods or COLUMNS,
         out,
         jobs,
         hand,
         seed=seed,
+        report=report,
         figure6=figure6,
         pictures=pictures,
         calibrate=calibrate,

@@ -74,8 +74,29 @@ class PenetrationTerm:
 
     def __call__(self, state: HandState) -> Float[Tensor, "s"]:
         """Summed penetration depth in metres."""
-        depth = -state.hand.signed_distance(state.beta, self.points_world)
-        return depth.clamp_min(0.0).sum(dim=-1) * self.points_per_sample
+        return state.hand.total_depth(state.beta, self.points_world) * self.points_per_sample
+
+
+@dataclass(frozen=True)
+class InsideTerm:
+    """How deep the hand's query points lie below the surface of what was seen, by its normals.
+
+    Complements E_pen, which counts scene points inside the hand: a finger that has sunk in as a whole has none.
+    """
+
+    points_world: Float[Tensor, "n 3"]
+    normals_world: Float[Tensor, "n 3"]
+    """Pointing outwards."""
+    reach: float = 0.05
+    """Points farther than this many metres from the surface are outside."""
+
+    def __call__(self, state: HandState) -> Float[Tensor, "s"]:
+        """Mean depth of the query points in metres."""
+        with torch.no_grad():
+            points = self.points_world.expand(len(state.beta), -1, -1)
+            distance, nearest = torch.cdist(state.points_world, points).min(dim=-1)
+        depth = ((self.points_world[nearest] - state.points_world) * self.normals_world[nearest]).sum(dim=-1)
+        return torch.where(distance < self.reach, depth.clamp_min(0.0), 0.0).mean(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -123,13 +144,12 @@ class TableTerm:
 class CarriedTerm:
     """Keeps the hand where the alignment of the two objects carries the demonstrated one.
 
-    The alignment knows which end of the object is meant, but not the surface to a centimetre; so small distances hardly
-    count.
+    The alignment knows which end of the object is meant, but not where fingers hold best; so small distances hardly count.
     """
 
     goal_world: Float[Tensor, "q 3"]
-    """The demonstration's query points, carried along."""
-    tolerance: float = 0.03
+    """The demonstration's query points, carried along (`afield.carry`)."""
+    tolerance: float = 0.02
     """Distances well below this many metres count little."""
 
     def __call__(self, state: HandState) -> Float[Tensor, "s"]:

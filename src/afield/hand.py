@@ -33,7 +33,7 @@ from afield.hand_description import (
 )
 from afield.hand_kinematics import KinematicTree, joint_limits, kinematic_tree
 from afield.hand_model import HandModel, geom_mesh, load_hand_model
-from afield.hand_shapes import CollisionShapes, collision_shapes, moved, signed_distance
+from afield.hand_shapes import CollisionShapes, collision_shapes, moved, signed_distance, total_depth
 from afield.hand_surface import HandPoints, keypoints, sample_surface
 
 __all__ = [
@@ -179,14 +179,27 @@ class Hand:
             beta: configurations.
             points_world: points, either one set for all configurations or one set each.
         """
+        links, points_hand = self._seen_from_hand(beta, points_world)
+        distance = signed_distance(self.shapes, links, points_hand)
+        return distance.reshape(*beta.shape[:-1], points_hand.shape[1])
+
+    def total_depth(self, beta: Float[Tensor, "*b d"], points_world: Float[Tensor, "*c n 3"]) -> Float[Tensor, "*b"]:
+        """Summed depth in metres of the world points that lie inside the hand; differentiable.
+
+        The same as what `signed_distance` says below zero, but cheaper.
+        """
+        links, points_hand = self._seen_from_hand(beta, points_world)
+        return total_depth(self.shapes, links, points_hand).reshape(beta.shape[:-1])
+
+    def _seen_from_hand(
+        self, beta: Float[Tensor, "*b d"], points_world: Float[Tensor, "*c n 3"]
+    ) -> tuple[Float[Tensor, "k l 4 4"], Float[Tensor, "k n 3"]]:
+        """Links and points in the hand frame, where coordinates stay small: float32 is exact far from the world's origin."""
         pose, joints = self.split(beta.reshape(-1, beta.shape[-1]))
-        # In the hand frame coordinates stay small, which keeps float32 exact far from the world's origin.
         links = self.tree.link_poses(self.T_base_root.expand(len(pose), 4, 4), joints)
         shared = points_world.dim() == 2
         points = points_world.expand(len(pose), -1, -1) if shared else points_world.reshape(len(pose), -1, 3)
-        points_hand = (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        distance = signed_distance(self.shapes, links, points_hand)
-        return distance.reshape(*beta.shape[:-1], points.shape[1])
+        return links, (points - pose[:, None, :3, 3]) @ pose[:, :3, :3]
 
     def meshes(self) -> list[trimesh.Trimesh]:
         """What each link looks like, in the link's frame in metres; an empty mesh for links without geometry."""

@@ -51,6 +51,7 @@ def minimize_adam(
     starts: Float[Tensor, "s d"],
     config: AdamConfig,
     *,
+    still: Bool[Tensor, "s"] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Trace:
     """Minimize an energy from many starts at once with Adam.
@@ -62,6 +63,7 @@ def minimize_adam(
         energy: batch of parameters to (energy per start, terms by name).
         starts: first parameters, one row per start.
         config: steps and learning rates.
+        still: starts that are only looked at and stay where they are.
         on_step: called after every step, for progress bars.
 
     Returns:
@@ -81,6 +83,8 @@ def minimize_adam(
         total.sum().backward()
         if beta.grad is not None:
             beta.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            if still is not None:
+                beta.grad[still] = 0.0
         progress = step / max(config.steps - 1, 1)
         cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
         rate = config.final_learning_rate + (config.learning_rate - config.final_learning_rate) * cosine

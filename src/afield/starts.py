@@ -43,11 +43,11 @@ def sample_starts(
     count: int,
     config: StartConfig,
     generator: torch.Generator,
-    carry: Float[Tensor, "4 4"] | None = None,
+    carried: Float[Tensor, "d"] | None = None,
 ) -> Float[Tensor, "count d"]:
     """Draw hand configurations that hold points of the target scene as the demonstration held its region.
 
-    Carried starts move the hand with the object as a whole, by the motion that was found. Matched starts do so as well:
+    Carried starts vary the hand that was carried along with the object as a whole. Matched starts do so as well:
     three points of the region and three that look like them fix a motion. Every other start puts the centre of the
     demonstrated region, seen from the hand, on a random point of `scene`. The hand is turned like the demonstration plus a
     random yaw, or its palm looks at the point from a random direction above, with a random roll.
@@ -60,7 +60,7 @@ def sample_starts(
         count: number of starts.
         config: see `StartConfig`.
         generator: a CPU generator, so that every device draws the same starts.
-        carry: the motion that takes the demonstrated region to the target scene, where it is known.
+        carried: the demonstrated hand on the target's corresponding part, where it is known.
 
     Returns:
         Hand configurations in the target scene's world frame, on the device of `scene`.
@@ -73,20 +73,20 @@ def sample_starts(
     if config.matched > 0:
         held = replace(demonstration, scene=shown).region(hand)  # fields may have dropped points
         motion = matched_motions(shown, held, scene, round(count * config.matched), generator)
-    moved = 0 if carry is None else round(count * config.carried)
+    moved = 0 if carried is None else round(count * config.carried)
     free = count - len(motion) - moved
     like = min(free, round(count * config.like_demonstration))
     up = torch.tensor([0.0, 0.0, 1.0])
     yaw = (torch.rand(like, generator=generator) + torch.arange(like)) * (2 * math.pi / max(like, 1))
     turned = rotation_about_axis(up.expand(like, 3), yaw) @ pose[:3, :3]
-    along = pose[:3, :3] if carry is None else carry[:3, :3].cpu() @ pose[:3, :3]
-    rotation = torch.cat((along.expand(moved, 3, 3), turned, palm_towards(hand, free - like, generator)))
+    there, open_joints = hand.split(demonstration.beta.cpu() if carried is None else carried.cpu())
+    rotation = torch.cat((there[:3, :3].expand(moved, 3, 3), turned, palm_towards(hand, free - like, generator)))
     axis = torch.nn.functional.normalize(torch.randn(moved + free, 3, generator=generator), dim=-1)
     rotation = rotation_about_axis(axis, config.tilt * torch.rand(moved + free, generator=generator)) @ rotation
 
     anchor = scene.points.cpu()[torch.randint(len(scene.points), (free,), generator=generator)]
-    if carry is not None:
-        spot = carry[:3, :3].cpu() @ region.mean(dim=0) + carry[:3, 3].cpu()
+    if moved:
+        spot = there[:3, :3] @ held_hand + there[:3, 3]
         anchor = torch.cat((spot + config.shift * torch.randn(moved, 3, generator=generator), anchor))
     translation = anchor - (rotation @ held_hand)
     rotation = torch.cat((motion[:, :3, :3] @ pose[:3, :3], rotation))
@@ -95,7 +95,9 @@ def sample_starts(
     if config.random_joints:
         angles = limits[:, 0] + (limits[:, 1] - limits[:, 0]) * torch.rand(count, len(limits), generator=generator)
     else:
-        angles = joints + config.joint_noise * torch.randn(count, len(limits), generator=generator)
+        angles = joints.repeat(count, 1)
+        angles[len(motion) : len(motion) + moved] = open_joints
+        angles = angles + config.joint_noise * torch.randn(count, len(limits), generator=generator)
     angles = angles.clamp(limits[:, 0], limits[:, 1])
     return hand.join(pose_from(rotation, translation).to(scene.points), angles.to(scene.points))
 

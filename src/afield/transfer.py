@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
 from afield.attend import Attended, attend
+from afield.carry import carry
 from afield.demonstration import Demonstration
 from afield.energy import (
     CarriedTerm,
@@ -28,7 +29,7 @@ from afield.errors import AfieldError
 from afield.fields.baked import BakedField
 from afield.fields.base import Field
 from afield.fields.registration import RegistrationConfig, register
-from afield.geometry import rotation_angle, transform_points
+from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
 from afield.pretrain import FieldModel
@@ -51,7 +52,7 @@ class Weights:
     """lambda_pose, per radian outside the limits."""
     table: float = 10.0
     """Per metre of mean depth below the table's margin; the paper prevents this by hand."""
-    alignment: float = 0.3
+    alignment: float = 0.5
     """Per metre of mean distance from where the alignment of the two objects carries the hand; not in the paper."""
 
 
@@ -101,8 +102,7 @@ class TransferConfig:
     geometry: bool = True
     """Append the distance to the nearest scene point to the field's output."""
     align: bool = False
-    """Align the demonstrated object as a whole with what is attended, and carry the hand along. It finds the part, but has
-    not been shown to hold more often (docs/research-log.md)."""
+    """Align the demonstrated object as a whole with what is attended, and carry the hand along (`afield.carry`)."""
     alignment: RegistrationConfig = field(default_factory=RegistrationConfig)
     """How the objects are aligned."""
     weights: Weights = field(default_factory=Weights)
@@ -149,7 +149,8 @@ def transfer_grasp(
         model: the field f, trained or not.
         hand: the demonstrated hand.
         config: see `TransferConfig`.
-        judge: chooses among the minima of the last round, which it gets best first; the least energy if None.
+        judge: chooses among the minima of the last round, which it gets best first (before them the carried hand, with
+            `align`); the least energy if None.
             `afield.simulate.rehearse` tries them in physics.
         progress: show a progress bar.
 
@@ -168,15 +169,27 @@ def transfer_grasp(
     field_here = model.build(here.scene, geometry=config.geometry)
     goal = field_shown(demonstration.query_points(hand)).detach()
 
-    # 2. Draw starts where the target scene resembles the demonstrated region, and where the aligned object carries the hand.
+    # 2. Draw starts where the target scene resembles the demonstrated region, and around the hand that the aligned object
+    #    carries along.
     alignment = register(shown.scene, here.scene, config.alignment) if config.align else None
-    motion = alignment and alignment.motion_at(demonstration.scene.points[demonstration.region(hand)].mean(dim=0))
+    carried = alignment and carry(demonstration, hand, alignment, shown.scene, here.scene)
     generator = torch.Generator().manual_seed(config.seed)
     beta = sample_starts(
-        demonstration, shown.scene, here.scene, hand, config.stages[0].starts, config.start, generator, motion
+        demonstration,
+        shown.scene,
+        here.scene,
+        hand,
+        config.stages[0].starts,
+        config.start,
+        generator,
+        carried and carried.beta,
     )
+    still = torch.zeros(len(beta), dtype=torch.bool, device=beta.device)
+    if carried is not None:
+        beta[0], still[0] = carried.beta, True
 
-    # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field.
+    # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field. The
+    #    carried hand itself stands still, to be judged as it is.
     baked = (
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
@@ -191,20 +204,22 @@ def transfer_grasp(
             goal,
             stage,
             config.weights,
-            motion,
+            carried and carried.points,
         )
         for stage in config.stages
     ]
     with tqdm(total=sum(s.steps for s in config.stages), desc="transfer", unit="step", disable=not progress) as bar:
         for stage, energy in zip(config.stages, energies, strict=True):
             if rounds:
-                chosen = _survivors(hand, rounds[-1][1], stage.starts)
+                chosen = _survivors(hand, rounds[-1][1], stage.starts, still[alive])
                 alive, beta = alive[chosen], rounds[-1][1].final[chosen]
             schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
-            rounds.append((alive, minimize_adam(energy, beta, schedule, on_step=bar.update)))
+            rounds.append((alive, minimize_adam(energy, beta, schedule, still=still[alive], on_step=bar.update)))
 
-    # 4. Choose among the minima that are left.
+    # 4. Choose among the minima that are left; the carried hand is judged before them, for features tell parts badly.
     finalists = rounds[-1][1].final_energy.argsort()
+    if judge:
+        finalists = finalists[still[alive][finalists].logical_not().argsort(stable=True)]
     choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
@@ -221,11 +236,11 @@ def grasp_energy(
     goal: Float[Tensor, "q c"],
     stage: Stage,
     weights: Weights,
-    motion: Float[Tensor, "4 4"] | None = None,
+    carried: Float[Tensor, "q 3"] | None = None,
 ) -> Energy:
     """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points.
 
-    With the `motion` that carries the demonstrated object onto this one, the hand is also drawn to where it is carried.
+    Where the query points are `carried` is known, the hand is also drawn there.
     """
     chosen = _spread(demonstration.query_points(hand), stage.query_points)
     points = scene.points[_spread(scene.points, stage.scene_points)]
@@ -237,8 +252,8 @@ def grasp_energy(
     }
     if scene.table is not None and weights.table > 0:
         terms["table"] = TableTerm(scene.table)
-    if motion is not None:
-        terms["alignment"] = CarriedTerm(transform_points(motion, demonstration.query_points(hand)[chosen]))
+    if carried is not None:
+        terms["alignment"] = CarriedTerm(carried[chosen])
     return Energy(hand, subset_points(demonstration.points, chosen), terms, asdict(weights))
 
 
@@ -249,12 +264,17 @@ def _spread(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "k"]:
     return farthest_points(points, count, seed=0)
 
 
-def _survivors(hand: Hand, trace: Trace, keep: int) -> Int[Tensor, "k"]:
-    """The best distinct minima: two hands within 2 cm, or 2 cm per radian of turn, count as the same."""
-    pose, _ = hand.split(trace.final)
+def _survivors(hand: Hand, trace: Trace, keep: int, still: Bool[Tensor, "s"]) -> Int[Tensor, "k"]:
+    """The best distinct minima, and those that stand still.
+
+    Two minima within 2 cm, or 2 cm per radian of turn, count as the same.
+    """
+    moving, stay = (~still).nonzero()[:, 0], still.nonzero()[:, 0]
+    pose, _ = hand.split(trace.final[moving])
     distance = torch.cdist(pose[:, :3, 3], pose[:, :3, 3])
     turn = rotation_angle(pose[:, None, :3, :3], pose[None, :, :3, :3])
-    return best_distinct(trace.final_energy, distance + 0.02 * turn, keep, apart=0.02)
+    best = best_distinct(trace.final_energy[moving], distance + 0.02 * turn, max(keep - len(stay), 1), apart=0.02)
+    return torch.cat((moving[best], stay))
 
 
 def _report(

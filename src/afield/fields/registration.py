@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from afield.geometry import pose_from, rigid_registration
+from afield.geometry import rigid_registration
 from afield.scene import Scene, farthest_points
 
 
@@ -55,10 +55,6 @@ class Registration:
     def carry(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3"]:
         """Points on or near the first object, at the corresponding places of the second; metres."""
         return self.scale * points @ self.rotation.T + self.translation
-
-    def motion_at(self, point: Float[Tensor, "3"]) -> Float[Tensor, "4 4"]:
-        """The rigid motion that takes `point` along: hands do not grow with what they hold."""
-        return pose_from(self.rotation, self.carry(point) - self.rotation @ point)
 
 
 def register(shown: Scene, here: Scene, config: RegistrationConfig | None = None) -> Registration:

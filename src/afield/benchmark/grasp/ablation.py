@@ -34,13 +34,13 @@ def ablation_rows(rows: Sequence[Row]) -> list[Row]:
 def field_folder(bench: Bench, row: Row, count: int, included: bool) -> Path:
     """Where a setup's field is kept."""
     shown = "with" if included else "without"
-    return bench.work / "fields" / f"figure6_{row.demo[0]}_{count}_{shown}_{bench.seed}"
+    return bench.work / bench.of_extractor("fields") / f"figure6_{row.demo[0]}_{count}_{shown}_{bench.seed}"
 
 
 def trial_file(bench: Bench, row: Row, count: int, included: bool, trial: int) -> Path:
     """Where a trial's record is kept."""
     shown = "with" if included else "without"
-    return bench.work / "figure6" / row.name / f"{count}_{shown}_{trial:03d}.json"
+    return bench.work / bench.of_hand(bench.of_extractor("figure6")) / row.name / f"{count}_{shown}_{trial:03d}.json"
 
 
 def make_ablation_field(bench: Bench, row: Row, count: int, included: bool) -> None:
@@ -49,7 +49,7 @@ def make_ablation_field(bench: Bench, row: Row, count: int, included: bool) -> N
     if folder.is_dir():
         return
     specs = [demo_scene(row), *pretraining(row)] if included else pretraining(row)
-    scenes = [Scene.load(bench.scene_folder(spec) / "scene") for spec in specs[:count]]
+    scenes = [Scene.load(bench.described(spec)) for spec in specs[:count]]
     train_field(scenes * 2 if count == 1 else scenes, seed=bench.seed, progress=False).save(folder)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import trimesh
+from tqdm import tqdm
 
 from afield.artifacts import write_folder
 from afield.errors import AfieldError
 
 MAX_PIECES = 16
 COLLISION_THRESHOLD = 0.05
+SMALLEST, LARGEST = 0.01, 1.0
+"""Metres that an object's longest side may have."""
 
 
 def prepare_object(entry: Mapping[str, Any], base: Path, folder: Path) -> Path:
@@ -28,6 +31,9 @@ def prepare_object(entry: Mapping[str, Any], base: Path, folder: Path) -> Path:
 
     Returns:
         `folder`, with `visual.obj`, the texture, convex pieces and `object.json`.
+
+    Raises:
+        AfieldError: a mesh cannot be read, or is too small or too large for a hand; coacd is missing where it is needed.
     """
     wanted = json.dumps(entry, sort_keys=True)
     if (folder / "source.json").is_file() and (folder / "source.json").read_text(encoding="utf-8") == wanted:
@@ -35,10 +41,19 @@ def prepare_object(entry: Mapping[str, Any], base: Path, folder: Path) -> Path:
     scale = float(entry.get("scale", 1.0))
     mesh = _load(base / entry["mesh"])
     mesh.apply_scale(scale)
+    longest = float(mesh.extents.max())
+    if not SMALLEST <= longest <= LARGEST:
+        raise AfieldError(
+            f"The mesh {base / entry['mesh']} is {longest:.3g} m long with the scale {scale:g}, but things for a hand are "
+            f"{SMALLEST:g} to {LARGEST:g} m long. 'scale' takes the mesh's unit to metres: 0.001 for millimetres."
+        )
     pieces = [_load(base / file) for file in entry.get("collision", ())]
     for piece in pieces:
         piece.apply_scale(scale)
-    pieces = pieces or _convex_pieces(mesh)
+    if not pieces:
+        with tqdm(total=1, desc=f"convex pieces of {entry['name']}", unit="mesh") as bar:
+            pieces = _convex_pieces(mesh)
+            bar.update()
 
     def fill(temporary: Path) -> None:
         """Write everything into the folder that will take the place of `folder`."""

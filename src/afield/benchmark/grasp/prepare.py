@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 from jaxtyping import Float
@@ -37,7 +38,11 @@ from afield.simulate.rehearse import STRICT
 from afield.simulate.world import WorldObject
 from afield.synthesis import SynthesisConfig, Synthesized, find_part, synthesize_grasp
 
+HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
+"""Hand and image features of the benchmark, if no others are asked for."""
 PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
+ABSENT = "absent"
+"""In the place of a method's name: a scene without the target."""
 TRIAL_VERSION = 2
 """Raised when the code of transfer, rehearsal or physics changes what comes out, so that old records are not taken for new."""
 
@@ -48,8 +53,8 @@ class Bench:
 
     manifest_file: Path
     work: Path
-    hand: str = "shadow"
-    extractor: str = "dinov2-s-embedded"
+    hand: str = HAND
+    extractor: str = EXTRACTOR
     seed: int = 0
 
     def load_hand(self) -> Hand:
@@ -61,16 +66,34 @@ class Bench:
         return read_manifest(self.manifest_file, self.work)
 
     def scene_folder(self, spec: SceneSpec) -> Path:
-        """Where a scene's capture and points are kept."""
+        """Where a scene's capture is kept; its points are in `described`."""
         return self.work / "scenes" / spec.name
+
+    def described(self, spec: SceneSpec) -> Path:
+        """Where a scene's points with their features are kept."""
+        return self.scene_folder(spec) / self.of_extractor("scene")
+
+    def of_extractor(self, name: str) -> str:
+        """Name of a folder for what depends on the features: another one for every extractor, plain for the default."""
+        return name if self.extractor == EXTRACTOR else f"{name}_{quote(self.extractor, safe='')}"
+
+    def of_hand(self, name: str) -> str:
+        """The same for what depends on the hand."""
+        return name if self.hand == HAND else f"{name}_{quote(self.hand, safe='')}"
 
     def field_folder(self, row: Row, field: str) -> Path:
         """Where a trained field is kept."""
-        return self.work / "fields" / f"{field}_{'_'.join(row.pretrain)}_{self.seed}_{int(row.context)}"
+        name = f"{field}_{'_'.join(row.pretrain)}_{self.seed}_{int(row.context)}"
+        return self.work / self.of_extractor("fields") / name
 
     def trial_file(self, row: Row, trial: int, method: str) -> Path:
         """Where a trial's record is kept."""
-        return self.work / "trials" / row.name / f"{trial:03d}_{method.replace(', ', '_').replace(' + ', '_')}.json"
+        return (
+            self.work
+            / self.of_hand(self.of_extractor("trials"))
+            / row.name
+            / f"{trial:03d}_{method.replace(', ', '_').replace(' + ', '_')}.json"
+        )
 
 
 _hand = functools.cache(hand_by_name)
@@ -110,17 +133,15 @@ def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
 
 def make_absent(bench: Bench, row: Row, trial: int) -> None:
     """How similar the best instance of a scene is in which there is nothing to repeat."""
-    file = bench.trial_file(row, trial, "absent")
-    spec = absent_scene(bench, row, trial)
+    file, spec = bench.trial_file(row, trial, ABSENT), absent_scene(bench, row, trial)
     make_scene(bench, spec)
-    field = bench.field_folder(row, METHODS["attention"].field_name)
-    mark = fingerprint(bench, row, spec, field, {"gate": True, "center": True})
+    mark = trial_mark(bench, row, trial, ABSENT)
     if is_done(file, mark):
         return
     hand = bench.load_hand()
     demonstration = load_demonstration(bench, row, hand)
-    model = FieldModel.load(field)
-    scene = Scene.load(bench.scene_folder(spec) / "scene")
+    model = FieldModel.load(bench.field_folder(row, METHODS["attention"].field_name))
+    scene = Scene.load(bench.described(spec))
     shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
     similarity = here.similarity - shown.similarity
     write_json(file, {"row": row.name, "scene": spec.name, "similarity": similarity, "fingerprint": mark})
@@ -128,21 +149,21 @@ def make_absent(bench: Bench, row: Row, trial: int) -> None:
 
 def make_scene(bench: Bench, spec: SceneSpec) -> None:
     """Render a scene and describe it."""
-    folder = bench.scene_folder(spec)
-    render_scene(spec, bench.manifest().objects, folder / "capture")
-    if not (folder / "scene").is_dir():
-        scene_from_capture(folder / "capture", extractor=bench.extractor, progress=False).save(folder / "scene")
+    capture, described = bench.scene_folder(spec) / "capture", bench.described(spec)
+    render_scene(spec, bench.manifest().objects, capture)
+    if not described.is_dir():
+        scene_from_capture(capture, extractor=bench.extractor, progress=False).save(described)
 
 
 def make_demonstration(bench: Bench, name: str, part: str) -> None:
     """Find a stable grasp on an object's part, in the object's frame, unless one is shipped or was found before."""
-    if demonstration_file(bench, name, part).is_file():
+    file = demonstration_file(bench, name, part)
+    if file.is_file():
         return
     objects, hand = bench.manifest().objects, bench.load_hand()
     world = upright_world(objects[name])
     found = synthesize_grasp(world, find_part(world, part), hand, SynthesisConfig(seed=bench.seed), progress=False)
-    content = demonstration_content(found, world, hand, name, part)
-    write_json(bench.work / "demonstrations" / f"{name}_{part}.json", content)
+    write_json(file, demonstration_content(found, world, hand, name, part))
 
 
 def demonstration_content(found: Synthesized, world: World, hand: Hand, name: str, part: str) -> dict[str, Any]:
@@ -167,7 +188,7 @@ def demonstration_file(bench: Bench, name: str, part: str) -> Path:
     shipped = bench.manifest_file.parent / "grasp_demonstrations" / f"{name}_{part}.json"
     if shipped.is_file() and read_json(shipped).get("hand") == bench.hand:
         return shipped
-    return bench.work / "demonstrations" / f"{name}_{part}.json"
+    return bench.work / bench.of_hand("demonstrations") / f"{name}_{part}.json"
 
 
 def upright_world(thing: BenchObject) -> World:
@@ -180,10 +201,10 @@ def upright_world(thing: BenchObject) -> World:
 
 def load_demonstration(bench: Bench, row: Row, hand: Hand) -> Demonstration:
     """The demonstration of a row in its own scene."""
-    folder = bench.scene_folder(demo_scene(row))
-    world = world_from_capture(read_capture(folder / "capture"))
+    spec = demo_scene(row)
+    world = world_from_capture(read_capture(bench.scene_folder(spec) / "capture"))
     beta = place_demonstration(read_json(demonstration_file(bench, *row.demo)), world, hand)
-    return demonstrate("_".join(row.demo), hand, beta, Scene.load(folder / "scene"))
+    return demonstrate("_".join(row.demo), hand, beta, Scene.load(bench.described(spec)))
 
 
 def place_demonstration(content: Mapping[str, Any], world: World, hand: Hand) -> Float[Tensor, "d"]:
@@ -200,7 +221,7 @@ def make_field(bench: Bench, row: Row, method: str) -> None:
     chosen = METHODS[method]
     folder = bench.field_folder(row, chosen.field_name)
     if not folder.is_dir():
-        scenes = [Scene.load(bench.scene_folder(spec) / "scene") for spec in pretraining(row)]
+        scenes = [Scene.load(bench.described(spec)) for spec in pretraining(row)]
         train_field(scenes, kind=chosen.kind, preset=chosen.preset, seed=bench.seed, progress=False).save(folder)
 
 
@@ -208,7 +229,7 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
     """Run one trial and keep its record."""
     file, chosen, spec = bench.trial_file(row, trial, method), METHODS[method], trial_scene(bench, row, trial)
     field = bench.field_folder(row, chosen.field_name)
-    mark = fingerprint(bench, row, spec, field, asdict(chosen))
+    mark = trial_mark(bench, row, trial, method)
     if is_done(file, mark):
         return
     record = run_trial(setting_of(bench, row, trial), chosen, FieldModel.load(field))
@@ -218,14 +239,31 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
     write_json(file, {**key, **record})
 
 
+def finished(bench: Bench, row: Row, trial: int, method: str) -> dict[str, Any] | None:
+    """The record of a trial, or of `ABSENT`, if there is one that is not stale."""
+    file = bench.trial_file(row, trial, method)
+    if not file.is_file() or not is_done(file, trial_mark(bench, row, trial, method)):
+        return None
+    return read_json(file)
+
+
+def trial_mark(bench: Bench, row: Row, trial: int, method: str) -> str:
+    """The fingerprint that a trial's record must have."""
+    if method == ABSENT:
+        field = bench.field_folder(row, METHODS["attention"].field_name)
+        return fingerprint(bench, row, absent_scene(bench, row, trial), field, {"gate": True, "center": True})
+    field = bench.field_folder(row, METHODS[method].field_name)
+    return fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(METHODS[method]))
+
+
 def setting_of(bench: Bench, row: Row, trial: int) -> Setting:
     """What all methods of a trial share."""
-    hand, folder = bench.load_hand(), bench.scene_folder(trial_scene(bench, row, trial))
+    hand, spec = bench.load_hand(), trial_scene(bench, row, trial)
     return Setting(
         row,
         load_demonstration(bench, row, hand),
-        Scene.load(folder / "scene"),
-        read_capture(folder / "capture"),
+        Scene.load(bench.described(spec)),
+        read_capture(bench.scene_folder(spec) / "capture"),
         bench.manifest().objects,
         hand,
         bench.seed + trial,
@@ -264,7 +302,7 @@ def fingerprint(bench: Bench, row: Row, spec: SceneSpec, field: Path, settings: 
         demonstration,
     ]
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
-    for folder in (bench.scene_folder(demo_scene(row)) / "scene", bench.scene_folder(spec) / "scene", field):
+    for folder in (bench.described(demo_scene(row)), bench.described(spec), field):
         for file in sorted(folder.rglob("*.safetensors")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from afield.artifacts import package_versions, read_json, write_json
+from afield.artifacts import package_versions, write_json
 from afield.benchmark.grasp import ablation, prepare
 from afield.benchmark.grasp.manifest import Row
 from afield.benchmark.grasp.methods import COLUMNS, METHODS
@@ -42,12 +42,14 @@ class GraspBenchConfig:
     """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
     jobs: int = 0
     """Processes; 0 is one per core."""
-    hand: str = "shadow"
+    hand: str = prepare.HAND
     """Name of a hand or path of a hand description."""
-    extractor: str = "dinov2-s-embedded"
+    extractor: str = prepare.EXTRACTOR
     """Image features."""
     seed: int = 0
     """Seed of scenes, fields and starts."""
+    report: bool = False
+    """Run nothing: print the tables of the trials that are there, of an interrupted run for instance."""
     figure6: bool = False
     """Instead of the tables: how many pretraining scenes, with and without the demonstrated one."""
     pictures: bool = False
@@ -75,17 +77,13 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
         )
     bench = Bench(config.objects.resolve(), config.out.resolve(), config.hand, config.extractor, config.seed)
     rows = _rows(bench, config)
-    with drawing_pool(config.jobs) as pool:
-        _prepare(pool, bench, rows, config, progress)
-        if config.figure6:
-            return _figure6(pool, bench, rows, config, progress)
-        _trials(pool, bench, rows, config, progress)
-    records = [
-        read_json(bench.trial_file(row, trial, name))
-        for row in rows
-        for trial in range(config.trials)
-        for name in config.methods
-    ]
+    if not config.report:
+        with drawing_pool(config.jobs) as pool:
+            _prepare(pool, bench, rows, config, progress)
+            if config.figure6:
+                return _figure6(pool, bench, rows, config, progress)
+            _trials(pool, bench, rows, config, progress)
+    records = _finished(bench, rows, config)
     trust = _confidence(bench, rows, records, config) if "attention" in config.methods else None
     result = {
         **evaluate(records, config.methods),
@@ -100,6 +98,24 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     if config.pictures:
         draw_causes(bench, rows, records, config.methods[0])
     return result
+
+
+def _finished(bench: Bench, rows: Sequence[Row], config: GraspBenchConfig) -> list[dict[str, Any]]:
+    """The records of all trials, or of those that are there.
+
+    Raises:
+        AfieldError: there is none.
+    """
+    found = [
+        prepare.finished(bench, row, trial, name)
+        for row in rows
+        for trial in range(config.trials)
+        for name in config.methods
+    ]
+    records = [record for record in found if record is not None]
+    if not records:
+        raise AfieldError(f"{bench.work} holds no record of these trials that is not stale; run them without --report.")
+    return records
 
 
 def _figure6(
@@ -140,9 +156,8 @@ def _confidence(
         return None
     evidence = [Evidence(**record["evidence"]) for record in found]
     success = [bool(record["success"]) for record in found]
-    absent = [
-        float(read_json(bench.trial_file(row, n, "absent"))["similarity"]) for row in rows for n in range(config.trials)
-    ]
+    without = [prepare.finished(bench, row, n, prepare.ABSENT) for row in rows for n in range(config.trials)]
+    absent = [float(record["similarity"]) for record in without if record is not None]
     if config.calibrate:
         calibration = fit_calibration(evidence, success, absent)
         write_json(bench.work / "confidence.json", asdict(calibration))
@@ -152,7 +167,7 @@ def _confidence(
     return {
         "reliability": reliability([calibration.probability(item) for item in evidence], success),
         "threshold": threshold,
-        "false_alarms": sum(value >= threshold for value in absent) / len(absent),
+        "false_alarms": sum(value >= threshold for value in absent) / max(1, len(absent)),
         "scenes_without_target": len(absent),
         "refused_with_target": sum(item.similarity < threshold for item in evidence) / len(evidence),
         "scenes_with_target": len(evidence),

@@ -80,6 +80,7 @@ def markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], methods:
         ):  # fmt: skip
             values = [summarize(of_table[name])[key] for name in methods]
             lines.append(_line([label, "", "", *("" if v is None else f"{v * scale:.2f}" for v in values), ""]))
+        lines.append(_line(["failures", "", "", *(_failures(of_table[name]) for name in methods), ""]))
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks) + "\n"
 
@@ -108,6 +109,13 @@ def _rate(records: Sequence[Mapping[str, Any]]) -> str:
         return "-"
     found = summarize(records)
     return f"**{found['success']:.2f}** [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}]"
+
+
+def _failures(records: Sequence[Mapping[str, Any]]) -> str:
+    """How many by cause, the most frequent first."""
+    causes = summarize(records)["causes"]
+    counts = sorted((-count, cause) for cause, count in causes.items() if cause != "success")
+    return ", ".join(f"{-count} {cause}" for count, cause in counts)
 
 
 def _line(cells: Sequence[str]) -> str:
