@@ -75,6 +75,7 @@ def test_the_door_opens_as_far_as_it_did(still: tuple[DoorVideo, Distilled, Path
     assert float(still_ones.abs().max()) < 1e-6
 
 
+@pytest.mark.slow
 def test_a_video_that_begins_in_contact_is_the_same_one_backwards(
     still: tuple[DoorVideo, Distilled, Path], tmp_path: Path
 ) -> None:
@@ -105,6 +106,7 @@ def test_a_video_that_begins_in_contact_is_the_same_one_backwards(
     )
 
 
+@pytest.mark.slow
 def test_foreign_cameras_without_points_and_without_scale(tmp_path: Path) -> None:
     video = door_video(tmp_path / "v", arc=0.3)
     cameras = video.write_cameras("cameras.json", metric=False, scale=2.7)

@@ -42,6 +42,9 @@ SURFACE = 2500
 """Points of the object that are compared."""
 FEWEST = 8
 """Points without which there is no motion of a part."""
+TELLING = 25.0
+"""Joints that explain less change in the pictures are not believed where corners have been followed: in the rendered
+videos they explain 109 to 678 (summed over squares and moments), in small drawn ones with little texture 6."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def track_object(
         if joint is None:
             raise
         corners = None
-    if corners is not None and (joint is None or _explained(surface, corners[2], moments) > joint.score):
+    if corners is not None and (joint is None or joint.score < _least(_explained(surface, corners[2], moments))):
         points, moving, motion, fit = corners
     else:
         assert joint is not None, "one of both is there"
@@ -188,6 +191,11 @@ def joint_motion(
     amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count)
     motion = joint.motion(amounts)
     return _JointMotion(surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments))
+
+
+def _least(corners: float) -> float:
+    """What a joint found in the pictures must explain to be believed more than corners that explain so much."""
+    return max(corners, TELLING)
 
 
 def _explained(surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"]) -> float:
