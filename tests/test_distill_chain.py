@@ -208,11 +208,13 @@ def test_views_that_do_not_begin_with_the_reference_frame_are_refused(
 
 def test_one_view_needs_depth(still: tuple[DoorVideo, Distilled, Path]) -> None:
     _, found, _ = still
-    check_labels(found.observation, found.labels)
+    check_labels(found.observation, found.labels, one_view=True)
+    with pytest.raises(AfieldError, match="has one view; a surface needs at least two"):
+        check_labels(found.observation, found.labels)
     view = found.observation.views[0]
     blind = replace(found.observation, views=(replace(view, depth=np.zeros_like(view.depth)),))
     with pytest.raises(AfieldError, match="one view without depth; a surface needs depth, or at least two views"):
-        check_labels(blind, found.labels)
+        check_labels(blind, found.labels, one_view=True)
 
 
 def test_what_one_view_does_not_see_ends_where_what_it_sees_ends(still: tuple[DoorVideo, Distilled, Path]) -> None:

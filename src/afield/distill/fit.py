@@ -63,6 +63,8 @@ class FitConfig:
     """Of Adam in the dynamic phase."""
     anneal: bool = True
     """Let the rates fall along a cosine to a twentieth; the paper names one rate for each phase."""
+    one_view: bool = False
+    """Accept a single view with depth, as of a still camera; the surface ends where the seen part does."""
     withhold: int = 0
     """Keep every so many-th view away from the fit and judge the result on it; 0 fits all views."""
     checkpoint_every: int = 25
@@ -133,7 +135,7 @@ def fit_affordance(
     """
     config = config or FitConfig()
     _check_config(config)
-    check_labels(observation, labels)
+    check_labels(observation, labels, one_view=config.one_view)
     begin = time.process_time()
     identity = fingerprint(observation, labels) if checkpoint is not None else ""
     keeper = Checkpoint(checkpoint, config.checkpoint_every, identity, asdict(config))

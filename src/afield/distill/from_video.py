@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -486,7 +486,8 @@ def make_skill(
         checkpoint: folder from which a killed fit goes on.
         progress: show progress bars.
     """
-    fitted = fit_affordance(observation, labels, config.fit, checkpoint=checkpoint, progress=progress)
+    settings = replace(config.fit, one_view=True)
+    fitted = fit_affordance(observation, labels, settings, checkpoint=checkpoint, progress=progress)
     floor = None if labels.floor is None else float((labels.floor - fitted.center[2]) / fitted.scale)
     return Skill(
         "_".join(narration.strip().lower().split()),

@@ -103,11 +103,16 @@ def describe_views(
     return ((unit - mean) @ axes.T).permute(0, 3, 1, 2).contiguous(), mean, axes.T.contiguous()
 
 
-def check_labels(observation: Observation, labels: Labels) -> None:
+def check_labels(observation: Observation, labels: Labels, *, one_view: bool = False) -> None:
     """Refuse what no function can be fitted to.
 
+    Args:
+        observation: posed views with masks.
+        labels: of them.
+        one_view: accept a single view if it has depth.
+
     Raises:
-        AfieldError: a single view without depth, no or an empty mask, contact masks or maps of descriptors of another
+        AfieldError: a single view, no or an empty mask, contact masks or maps of descriptors of another
             size or number, contact outside of all masks, no flow.
     """
     name, views = observation.name, observation.views
@@ -117,6 +122,8 @@ def check_labels(observation: Observation, labels: Labels) -> None:
     empty = [view.name for view in views if view.mask is not None and not view.mask.any()]
     if empty:
         raise AfieldError(f"The object mask of the views {', '.join(empty)} of '{name}' is empty.")
+    if len(views) == 1 and not one_view:
+        raise AfieldError(f"'{name}' has one view; a surface needs at least two from different sides.")
     if len(views) == 1 and views[0].mask is not None and (views[0].depth[views[0].mask] > 0).sum() < FEWEST:
         raise AfieldError(
             f"'{name}' has one view without depth; a surface needs depth, or at least two views from different sides."
