@@ -167,13 +167,18 @@ def test_two_views_are_aligned_as_one(volume: Volume) -> None:
 
 
 def test_a_hypothesis_that_turns_away_in_the_fine_stage_does_not_win(volume: Volume) -> None:
-    """The knob is out of the camera's sight: whatever costs least, what hides the contact comes after what shows it."""
-    target = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]), turn=math.pi)
+    """The knob is out of the camera's sight: the right place costs least, but what hides the contact comes last."""
+    target = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]), turn=-1.8)
     region = box_skill().contact_points()
     found = align(volume, target, 0.2, -0.5, region)
     hidden = seen_share(volume, found.similarity, region, target.eyes) < AlignConfig().least_seen
-    assert bool((hidden.int().diff() >= 0).all()), "shown ones first"
-    assert float(found.cost.max()) < 1e3, "costs are those of the energy"
+    assert bool((hidden.int().diff() >= 0).all()) and not bool(hidden[0]), "shown ones first"
+    assert bool(hidden[-1]) and float(found.cost[-1]) < 0.5 * float(found.cost[0]), "the cheapest is hidden, and last"
+    assert torch.equal(found.terms["hidden"], hidden.float())
+    rest = found.since(2)
+    assert torch.equal(rest.cost, found.cost[2:]) and len(rest.similarity) == len(rest.terms["hidden"]) == len(
+        rest.cost
+    )
 
 
 def test_a_skill_without_metres_is_found_at_any_size_by_both_solvers(volume: Volume) -> None:

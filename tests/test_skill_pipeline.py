@@ -1,21 +1,31 @@
+import math
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
-from skill_samples import box_skill
+from skill_samples import BoxWithKnob, box_skill, seen_box
 
+from afield.alignment import Alignment, Similarity
+from afield.decoding import DecodeConfig
 from afield.errors import AfieldError
+from afield.fields.volume import Volume
+from afield.geometry import rotation_about_axis
 from afield.observation import Camera, Observation, View
+from afield.perception.grasps import Grasps
 from afield.skill_pipeline import (
     act_from_files,
     contact_probability,
+    first_that_can_be_held,
     refuse_if_unlike,
     scene_points,
     skill_from_capture,
 )
+from afield.target import Target
+from afield.transfer_skill import carry_over
 
 
 def _observation() -> Observation:
-    import numpy as np
-
     camera = Camera(40, 30, 30.0, 30.0, 19.5, 14.5, torch.eye(4))
     depth = np.full((30, 40), 0.5, dtype=np.float32)
     depth[:, :5] = 0.0
@@ -56,3 +66,62 @@ def test_wrong_requests_are_refused(tmp_path) -> None:
         act_from_files(box_skill(), tmp_path, solver="magic")
     with pytest.raises(AfieldError, match="no capture"):
         skill_from_capture(tmp_path / "nothing")
+
+
+class Picky:
+    """Finds a grasp only near one place."""
+
+    def __init__(self, place: torch.Tensor) -> None:
+        self.place = place
+
+    def detect(self, points: torch.Tensor, normals: torch.Tensor, contact: torch.Tensor) -> Grasps:
+        touched = points[contact.argmax()]
+        if float((touched - self.place).norm()) > 0.06:
+            raise AfieldError("Nothing to hold there.")
+        return Grasps(torch.eye(4)[None], torch.tensor([0.02]), torch.ones(1))
+
+
+@pytest.mark.parametrize(
+    ("cost", "hidden", "shift", "taken"),
+    [
+        (1.5, 0.0, 0.0, True),
+        (2.5, 0.0, 0.0, False),  # far from the best
+        (1.5, 1.0, 0.0, False),  # its contact is out of sight
+        (1.5, 0.0, 3.0, False),  # it does not lie on what is seen
+    ],
+)
+def test_the_next_alignment_is_taken_where_nothing_can_be_held(
+    cost: float, hidden: float, shift: float, taken: bool
+) -> None:
+    skill, volume = box_skill(), Volume.bake(BoxWithKnob(), size=32, count=800)
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([0.0, 0.0, 0.5])
+    target = seen_box(BoxWithKnob(), pose, torch.tensor([0.2, 0.2, 0.2]))
+    turn = rotation_about_axis(torch.tensor([[0.0, 0.0, 1.0]]).expand(2, 3), torch.tensor([math.pi, 0.0]))
+    logs = torch.full((2, 3), -math.log(0.2))
+    moved = torch.tensor([[0.0, 0.0, 0.0], [shift, 0.0, 0.0]])
+    state = Similarity(turn, moved, logs, torch.ones(2, 3), pose[:3, 3])
+    both = Alignment(state, torch.tensor([1.0, cost]), {"hidden": torch.tensor([0.0, hidden])})
+    wrong = carry_over(skill, target, volume, both, DecodeConfig())
+    right = carry_over(skill, target, volume, both.since(1), DecodeConfig())
+    assert float((wrong.contact - right.contact).norm()) > 0.1
+    everything = replace(_observation(), views=(_all_of(target, right.contact),))
+    arguments = (skill, everything, target, volume, wrong, DecodeConfig(), Picky(right.contact))
+    if taken:
+        result, trajectory = first_that_can_be_held(*arguments)
+        assert torch.equal(result.contact, right.contact) and len(trajectory) > 8
+        return
+    with pytest.raises(AfieldError, match="Nothing to hold there"):
+        first_that_can_be_held(*arguments)
+
+
+def _all_of(target: Target, near: torch.Tensor) -> View:
+    """A view from above whose depth is that of the target's points."""
+    pose = torch.diag(torch.tensor([1.0, -1.0, -1.0, 1.0]))
+    pose[2, 3] = 2.0
+    camera = Camera(160, 160, 300.0, 300.0, 79.5, 79.5, pose)
+    pixels, away = camera.project(torch.cat((target.points, near[None])))
+    column, row = pixels.round().long().clamp(0, 159).T.numpy()
+    depth = np.zeros((160, 160), dtype=np.float32)
+    depth[row, column] = away.numpy()
+    return View("above", camera, np.zeros((160, 160, 3), np.uint8), depth)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from skill_samples import BoxWithKnob, box_skill, seen_box
 
-from afield.alignment import Similarity
+from afield.alignment import Alignment, Similarity
 from afield.artifacts import save_artifact
 from afield.capture.furniture import Furniture, PlacedFurniture
 from afield.decoding import Joint
@@ -22,13 +22,15 @@ from afield.distill import Flow, Labels
 from afield.distill.label_files import Shown, read_shown, write_shown
 from afield.errors import AfieldError
 from afield.fields.affordance_grid import GridAffordance, GridConfig
+from afield.fields.volume import Volume
+from afield.geometry import rotation_about_axis
 from afield.observation import Camera, Observation, View
 from afield.simulate.execution import way_to_go
 from afield.skill_pipeline import skill_from_capture
 from afield.skill_run import SkillRun
 from afield.skills import mode_of, task_of
 from afield.trajectory import Trajectory
-from afield.transfer_skill import transfer_skill
+from afield.transfer_skill import judge
 
 
 def _views() -> Observation:
@@ -108,8 +110,15 @@ def test_a_run_comes_back_as_it_was_and_is_plain_json(tmp_path: Path) -> None:
 
 def test_an_alignment_without_rival_says_none() -> None:
     target = seen_box(BoxWithKnob(), torch.eye(4), torch.tensor([0.2, 0.2, 0.2]))
-    found = transfer_skill(box_skill(), target).quality["rival"]
-    assert found is None or found >= 1.0
+    volume = Volume.bake(BoxWithKnob(), size=32, count=500)
+    turn = rotation_about_axis(torch.tensor([[0.0, 0.0, 1.0]]).expand(3, 3), torch.tensor([0.0, 0.2, 2.0]))
+    zero, one = torch.zeros(3, 3), torch.ones(3, 3)
+    state = Similarity(turn, zero, zero - np.log(0.2), one, torch.zeros(3))
+    cost = torch.tensor([2.0, 2.5, 3.0])
+    best = state[torch.tensor([0])]
+    alone = Alignment(state[torch.tensor([0, 1])], cost[:2], {})
+    assert judge(best, alone, volume, target)["rival"] is None, "0.2 rad away is no other place"
+    assert judge(best, Alignment(state, cost, {}), volume, target)["rival"] == 1.5
 
 
 @pytest.mark.parametrize(
@@ -129,8 +138,10 @@ def test_the_first_word_says_what_is_done(narration: str, task: str, mode: str) 
 
 def test_no_joint_has_to_go_farther_than_it_can() -> None:
     item = Furniture("drawer")
-    assert way_to_go(PlacedFurniture(item, 0.0, 0.0, 0.0, 0.0), "open") == pytest.approx(min(0.10, 0.6 * item.travel))
+    assert way_to_go(PlacedFurniture(item, 0.0, 0.0, 0.0, 0.0), "open") == pytest.approx(0.10)
     nearly = PlacedFurniture(item, 0.0, 0.0, 0.0, item.travel - 0.05)
-    assert way_to_go(nearly, "open") == pytest.approx(0.03)
+    assert way_to_go(nearly, "open") == pytest.approx(0.045)
+    door = Furniture("microwave")
+    assert way_to_go(PlacedFurniture(door, opened=0.8 * door.travel), "close") == pytest.approx(np.radians(40.0))
     with pytest.raises(AfieldError, match="drawer of this capture is closed already"):
         way_to_go(PlacedFurniture(item, 0.0, 0.0, 0.0, 0.0), "close")

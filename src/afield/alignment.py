@@ -155,6 +155,14 @@ class Alignment:
     similarity: Similarity
     cost: Float[Tensor, "s"]
     terms: dict[str, Float[Tensor, "s"]]
+    """The parts of the cost; `hidden`, which is no part of it, is 1 where no camera would see the contact region."""
+
+    def since(self, index: int) -> Alignment:
+        """Without the first hypotheses."""
+        rest = torch.arange(index, len(self.cost))
+        return Alignment(
+            self.similarity[rest], self.cost[rest], {name: value[rest] for name, value in self.terms.items()}
+        )
 
 
 def first_guesses(
@@ -318,7 +326,7 @@ def align(
     fine = minimize_lm(problem, state, LevenbergMarquardtConfig(config.fine), basis)
     hidden = seen_share(volume, fine.state, contact, target.eyes) < config.least_seen
     order = (fine.quadratic.cost + HIDDEN * hidden).argsort(stable=True)
-    terms = {name: value[order] for name, value in fine.quadratic.terms.items()}
+    terms = {name: value[order] for name, value in {**fine.quadratic.terms, "hidden": hidden.float()}.items()}
     return Alignment(fine.state[order], fine.quadratic.cost[order], terms)
 
 

@@ -131,6 +131,7 @@ def separating_threshold(present: Sequence[float], absent: Sequence[float], most
     cuts = [values[0] - 0.01, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 0.01]
 
     def missed(cut: float) -> float:
+        """Share of scenes with the target that would be refused."""
         return sum(value < cut for value in present) / max(1, len(present))
 
     allowed = [cut for cut in cuts if missed(cut) <= most_missed]

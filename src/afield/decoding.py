@@ -310,6 +310,7 @@ def _with_joint(
     """The path along one hinge or slide, or the free one where neither explains the tracks."""
 
     def misfit(motions: Float[Tensor, "w 4 4"]) -> float:
+        """Weighted root mean square distance of the tracks from where the motions take them, in metres."""
         far = (transform_points(motions, start.expand_as(target)) - target).square().sum(dim=-1)
         return float(((far * weight).sum() / weight.sum()).sqrt())
 

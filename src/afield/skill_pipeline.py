@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from afield.alignment import Alignment
 from afield.capture import read_capture
 from afield.capture.furniture import world_from_extra
 from afield.decoding import DecodeConfig, decode_trajectory, push_direction, push_pose
@@ -157,7 +156,7 @@ def act(
     refuse_if_unlike(skill.name, observation.name, result.quality, force=force)
     begin = time.monotonic()
     found = detector_by_name(detector, target.table, seed) if isinstance(detector, str) else detector
-    result, trajectory = _first_that_can_be_held(skill, observation, target, volume, result, config.decode, found)
+    result, trajectory = first_that_can_be_held(skill, observation, target, volume, result, config.decode, found)
     seconds["grasp"] = time.monotonic() - begin
     return SkillRun(
         skill,
@@ -174,7 +173,7 @@ def act(
     )
 
 
-def _first_that_can_be_held(
+def first_that_can_be_held(
     skill: Skill,
     observation: Observation,
     target: Target,
@@ -185,29 +184,32 @@ def _first_that_can_be_held(
 ) -> tuple[SkillTransfer, Trajectory]:
     """Take the next best alignment where nothing can be taken hold of at the contact of the best one.
 
+    The next one must explain what is seen as well as any (`refuse_if_unlike`), cost at most `RIVAL` times as much, and show
+    its contact region to a camera.
+
     Raises:
-        AfieldError: the reason why the best one offers no grasp, if none of those that cost at most `RIVAL` times as much does.
+        AfieldError: the reason why the best one offers no grasp, if no other does.
     """
-    alignment, reason = result.alignment, None
-    for index in range(len(alignment.cost)):
-        if float(alignment.cost[index]) > RIVAL * float(alignment.cost[0]):
-            break
-        try:
-            if index > 0:
-                rest = Alignment(
-                    alignment.similarity[torch.arange(index, len(alignment.cost))], alignment.cost[index:], {}
-                )
-                result = carry_over(skill, target, volume, rest, config)
-            trajectory = grasp_and_move(skill, observation, result, config, detector)
-        except AfieldError as error:
-            reason = reason or error
+    try:
+        return result, grasp_and_move(skill, observation, result, config, detector)
+    except AfieldError as error:
+        reason = error
+    everything = result.alignment
+    worst = RIVAL * float(everything.cost[0])
+    for index in range(1, len(everything.cost)):
+        rest = everything.since(index)
+        if float(rest.cost[0]) > worst or ("hidden" in rest.terms and bool(rest.terms["hidden"][0])):
             continue
-        if index > 0:
-            logger.warning(
-                "Nothing can be held where the best alignment puts the contact; alignment %d is taken.", index + 1
-            )
-        return result, trajectory
-    assert reason is not None, "the best one was tried"
+        try:
+            other = carry_over(skill, target, volume, rest, config)
+            refuse_if_unlike(skill.name, observation.name, other.quality, force=False)
+            trajectory = grasp_and_move(skill, observation, other, config, detector)
+        except AfieldError:
+            continue
+        logger.warning(
+            "Nothing can be held where the best alignment puts the contact; alignment %d is taken.", index + 1
+        )
+        return other, trajectory
     raise reason
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
@@ -150,8 +150,7 @@ def transfer_grasp(
         hand: the demonstrated hand.
         config: see `TransferConfig`.
         judge: chooses among the minima of the last round, which it gets best first (before them the carried hand, with
-            `align`); the least energy if None.
-            `afield.simulate.rehearse` tries them in physics.
+            `align`); the least energy if None. `afield.simulate.rehearse` tries them in physics.
         progress: show a progress bar.
 
     Returns:
@@ -174,16 +173,8 @@ def transfer_grasp(
     alignment = register(shown.scene, here.scene, config.alignment) if config.align else None
     carried = alignment and carry(demonstration, hand, alignment, shown.scene, here.scene)
     generator = torch.Generator().manual_seed(config.seed)
-    beta = sample_starts(
-        demonstration,
-        shown.scene,
-        here.scene,
-        hand,
-        config.stages[0].starts,
-        config.start,
-        generator,
-        carried and carried.beta,
-    )
+    draw = (config.stages[0].starts, config.start, generator, carried and carried.beta)
+    beta = sample_starts(demonstration, shown.scene, here.scene, hand, *draw)
     still = torch.zeros(len(beta), dtype=torch.bool, device=beta.device)
     if carried is not None:
         beta[0], still[0] = carried.beta, True
@@ -193,34 +184,21 @@ def transfer_grasp(
     baked = (
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
-    alive = torch.arange(len(beta), device=beta.device)
-    rounds: list[tuple[Tensor, Trace]] = []
+    wanted = carried and carried.points
     energies = [
         grasp_energy(
-            demonstration,
-            scene,
-            hand,
-            baked if stage.baked and baked else field_here,
-            goal,
-            stage,
-            config.weights,
-            carried and carried.points,
+            demonstration, scene, hand, (stage.baked and baked) or field_here, goal, stage, config.weights, wanted
         )
         for stage in config.stages
     ]
-    with tqdm(total=sum(s.steps for s in config.stages), desc="transfer", unit="step", disable=not progress) as bar:
-        for stage, energy in zip(config.stages, energies, strict=True):
-            if rounds:
-                chosen = _survivors(hand, rounds[-1][1], stage.starts, still[alive])
-                alive, beta = alive[chosen], rounds[-1][1].final[chosen]
-            schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
-            rounds.append((alive, minimize_adam(energy, beta, schedule, still=still[alive], on_step=bar.update)))
+    rounds = _halve(hand, energies, config.stages, beta, still, progress=progress)
 
     # 4. Choose among the minima that are left; the carried hand is judged before them, for features tell parts badly.
-    finalists = rounds[-1][1].final_energy.argsort()
+    alive, last = rounds[-1]
+    finalists = last.final_energy.argsort()
     if judge:
         finalists = finalists[still[alive][finalists].logical_not().argsort(stable=True)]
-    choice = judge(hand.clamp(rounds[-1][1].final[finalists]).cpu()) if judge else 0
+    choice = judge(hand.clamp(last.final[finalists]).cpu()) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
     if alignment is not None:
@@ -255,6 +233,28 @@ def grasp_energy(
     if carried is not None:
         terms["alignment"] = CarriedTerm(carried[chosen])
     return Energy(hand, subset_points(demonstration.points, chosen), terms, asdict(weights))
+
+
+def _halve(
+    hand: Hand,
+    energies: Sequence[Energy],
+    stages: Sequence[Stage],
+    beta: Float[Tensor, "s d"],
+    still: Bool[Tensor, "s"],
+    *,
+    progress: bool,
+) -> list[tuple[Int[Tensor, "_k"], Trace]]:
+    """Successive halving: for every round the starts that took part in it, and what became of them."""
+    alive = torch.arange(len(beta), device=beta.device)
+    rounds: list[tuple[Tensor, Trace]] = []
+    with tqdm(total=sum(s.steps for s in stages), desc="transfer", unit="step", disable=not progress) as bar:
+        for stage, energy in zip(stages, energies, strict=True):
+            if rounds:
+                chosen = _survivors(hand, rounds[-1][1], stage.starts, still[alive])
+                alive, beta = alive[chosen], rounds[-1][1].final[chosen]
+            schedule = AdamConfig(stage.steps, stage.learning_rate, stage.final_learning_rate)
+            rounds.append((alive, minimize_adam(energy, beta, schedule, still=still[alive], on_step=bar.update)))
+    return rounds
 
 
 def _spread(points: Float[Tensor, "n 3"], count: int) -> Int[Tensor, "k"]:

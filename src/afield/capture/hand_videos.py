@@ -127,6 +127,7 @@ def render_video(folder: Path, config: VideoConfig, *, progress: bool = True) ->
     cameras = camera_path(task, config)
 
     def fill(temporary: Path) -> None:
+        """Write the video and what is true of it."""
         (temporary / "truth").mkdir()
         for name in ("depth", "object", "hand"):
             (temporary / "truth" / name).mkdir()

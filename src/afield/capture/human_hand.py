@@ -162,6 +162,7 @@ def _rest() -> _Rest:
     description, data = json.loads(raw[20 : 20 + length]), raw[28 + length :]
 
     def array(index: int) -> np.ndarray:
+        """An accessor of the glTF file as rows."""
         accessor = description["accessors"][index]
         view = description["bufferViews"][accessor["bufferView"]]
         kind = {5126: np.float32, 5121: np.uint8, 5123: np.uint16}[accessor["componentType"]]

@@ -125,6 +125,7 @@ def fingerprint(observation: Observation, labels: Labels) -> str:
     digest = hashlib.sha256()
 
     def add(value: object) -> None:
+        """Take a value into the hash; arrays with their shape."""
         if isinstance(value, Tensor):
             value = value.numpy()
         shape = getattr(value, "shape", None)

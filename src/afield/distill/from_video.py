@@ -134,15 +134,8 @@ class Distilled:
     @property
     def held(self) -> tuple[int, int]:
         """Frames of the file in which the hand takes hold and lets go."""
-        first, last = self.contact.contact_frame, self.contact.release_frame
-        return (
-            (self.video.read[last], self.video.read[first])
-            if self.backwards
-            else (
-                self.video.read[first],
-                self.video.read[last],
-            )
-        )
+        first, last = (self.video.read[frame] for frame in (self.contact.contact_frame, self.contact.release_frame))
+        return (last, first) if self.backwards else (first, last)
 
 
 def distill_video(

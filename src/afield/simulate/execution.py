@@ -95,7 +95,7 @@ def threshold_of(item: Furniture, task: Task) -> float:
 
 
 def way_to_go(placed: PlacedFurniture, task: Task) -> float:
-    """How far a joint must move from where it stands: `threshold_of`, or 60% of what is left where that is less.
+    """How far a joint must move from where it stands: `threshold_of`, or 90% of what is left where that is less.
 
     Raises:
         AfieldError: it stands at the end already.
@@ -105,7 +105,7 @@ def way_to_go(placed: PlacedFurniture, task: Task) -> float:
         raise AfieldError(
             f"The {placed.item.kind} of this capture is {'open' if task == 'open' else 'closed'} already."
         )
-    return min(threshold_of(placed.item, task), 0.6 * left)
+    return min(threshold_of(placed.item, task), 0.9 * left)
 
 
 def build_execution_world(placed: PlacedFurniture, robot: Robot, grip: Grip | None = None) -> mujoco.MjModel:

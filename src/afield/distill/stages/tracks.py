@@ -126,7 +126,8 @@ def track_object(
         if joint is None:
             raise
         corners = None
-    if corners is not None and (joint is None or joint.score < _least(_explained(surface, corners[2], moments))):
+    explained = 0.0 if corners is None else max(TELLING, _explained(surface, corners[2], moments))
+    if corners is not None and (joint is None or joint.score < explained):
         points, moving, motion, fit = corners
     else:
         assert joint is not None, "one of both is there"
@@ -191,11 +192,6 @@ def joint_motion(
     amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count)
     motion = joint.motion(amounts)
     return _JointMotion(surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments))
-
-
-def _least(corners: float) -> float:
-    """What a joint found in the pictures must explain to be believed more than corners that explain so much."""
-    return max(corners, TELLING)
 
 
 def _explained(surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"]) -> float:
