@@ -44,7 +44,7 @@ def test_rates_are_by_task_and_failures_have_causes() -> None:
     assert result["tasks"]["open drawer"]["success"] == 1.0 and result["tasks"]["open drawer"]["axis_deg"] == 2.0
     assert result["causes"] == {"blocked": 1, "refused": 1}
     text = markdown(result)
-    assert "| open drawer | 1.00 of 2 |" in text and "blocked 1, refused 1" in text
+    assert "| open drawer | 2 of 2 |" in text and "blocked 1, refused 1" in text
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _observation() -> Observation:
 
 @pytest.mark.parametrize(
     ("on_surface", "likeness", "words"),
-    [(0.9, 0.5, None), (0.4, 0.9, "only 40%"), (0.77, 0.2, "too different"), (0.85, 0.2, None)],
+    [(0.9, 0.5, None), (0.4, 0.9, "only 40%"), (0.85, 0.2, "too different"), (0.9, 0.25, None)],
 )
 def test_what_does_not_look_like_it_is_refused(on_surface: float, likeness: float, words: str | None) -> None:
     quality = {"on_surface": on_surface, "likeness": likeness}

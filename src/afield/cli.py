@@ -31,7 +31,9 @@ def _say(text: str = "") -> None:
 
 @app.command
 def demo(seed: int = 0, out: Out = Path("runs/demo")) -> None:
-    """Transfer a grasp shown on one toy animal to another one in clutter, test it in physics, and write a report.
+    """Do two things elsewhere that were shown once, test both in physics, and write a report.
+
+    A grasp of one toy animal is repeated on another one in clutter; a microwave is opened whose like was shown in pictures.
 
     Args:
         seed: seed of everything random.

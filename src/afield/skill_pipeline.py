@@ -43,9 +43,9 @@ AROUND = 0.35
 """Points this close to the contact keep the gripper from what is there, in metres."""
 CONTACT_RADIUS = 0.012
 """Points this close to the contact count as contact, in metres."""
-LEAST_ON_SURFACE, LEAST_TOGETHER = 0.5, 1.0
+LEAST_ON_SURFACE, LEAST_TOGETHER = 0.5, 1.1
 """An alignment is refused that lays less than this share of what is seen on the surface, or that reaches less than this with the
-mean cosine of the descriptors added. Of the views of `bench align` 32 in 36 pass; a toy horse does not pass for a microwave."""
+mean cosine of the descriptors added (`scripts/measure_refusals.py`)."""
 
 
 def skill_from_capture(

@@ -219,6 +219,7 @@ def _rate(trials: list[dict[str, Any]]) -> dict[str, Any]:
     low, high = wilson(held, len(trials))
     return {
         "success": round(held / len(trials), 3),
+        "done": held,
         "interval": [round(low, 2), round(high, 2)],
         "count": len(trials),
     } | middle
@@ -230,6 +231,6 @@ def markdown(result: Mapping[str, Any]) -> str:
     for name, found in (*result["tasks"].items(), ("**all**", result)):
         low, high = found["interval"]
         middle = f"{found['contact_to_handle_cm']} cm | {found['axis_deg']}°"
-        lines.append(f"| {name} | {found['success']:.2f} of {found['count']} | {low:.2f}-{high:.2f} | {middle} |")
+        lines.append(f"| {name} | {found['done']} of {found['count']} | {low:.2f}-{high:.2f} | {middle} |")
     causes = ", ".join(f"{cause} {count}" for cause, count in sorted(result["causes"].items()))
     return "\n".join([*lines, f"\nFailures: {causes or 'none'}."])
