@@ -36,7 +36,7 @@ def test_rates_are_by_task_and_failures_have_causes() -> None:
     trials = [
         done,
         {**done, "axis_deg": 3.0},
-        {**done, "task": "close drawer", "success": False, "cause": "blocked"},
+        {**done, "task": "close drawer", "success": False, "cause": "blocked", "second": done},
         {"task": "close drawer", "success": False, "cause": "refused", "failure": "nothing like it"},
     ]
     result = summarize(trials)
@@ -44,6 +44,7 @@ def test_rates_are_by_task_and_failures_have_causes() -> None:
     assert result["tasks"]["open drawer"]["success"] == 1.0 and result["tasks"]["open drawer"]["axis_deg"] == 2.0
     assert result["causes"] == {"blocked": 1, "refused": 1}
     text = markdown(result)
+    assert result["tasks"]["close drawer"]["done"] == 0 and result["tasks"]["close drawer"]["second_done"] == 1
     assert "| open drawer | 2 of 2 |" in text and "blocked 1, refused 1" in text
 
 

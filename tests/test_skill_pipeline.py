@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,13 +73,26 @@ class Picky:
     """Finds a grasp only near one place."""
 
     def __init__(self, place: torch.Tensor) -> None:
-        self.place = place
+        self.place, self.reach = place, 0.06
 
     def detect(self, points: torch.Tensor, normals: torch.Tensor, contact: torch.Tensor) -> Grasps:
         touched = points[contact.argmax()]
-        if float((touched - self.place).norm()) > 0.06:
+        if float((touched - self.place).norm()) > self.reach:
             raise AfieldError("Nothing to hold there.")
         return Grasps(torch.eye(4)[None], torch.tensor([0.02]), torch.ones(1))
+
+
+def _two_ways(cost: float, hidden: float, shift: float) -> tuple[Volume, Target, Alignment]:
+    """A box with a knob, the alignment that has it the wrong way round, and the right one."""
+    volume = Volume.bake(BoxWithKnob(), size=32, count=800)
+    pose = torch.eye(4)
+    pose[:3, 3] = torch.tensor([0.0, 0.0, 0.5])
+    target = seen_box(BoxWithKnob(), pose, torch.tensor([0.2, 0.2, 0.2]))
+    turn = rotation_about_axis(torch.tensor([[0.0, 0.0, 1.0]]).expand(2, 3), torch.tensor([math.pi, 0.0]))
+    logs = torch.full((2, 3), -math.log(0.2))
+    moved = torch.tensor([[0.0, 0.0, 0.0], [shift, 0.0, 0.0]])
+    state = Similarity(turn, moved, logs, torch.ones(2, 3), pose[:3, 3])
+    return volume, target, Alignment(state, torch.tensor([1.0, cost]), {"hidden": torch.tensor([0.0, hidden])})
 
 
 @pytest.mark.parametrize(
@@ -93,15 +107,7 @@ class Picky:
 def test_the_next_alignment_is_taken_where_nothing_can_be_held(
     cost: float, hidden: float, shift: float, taken: bool
 ) -> None:
-    skill, volume = box_skill(), Volume.bake(BoxWithKnob(), size=32, count=800)
-    pose = torch.eye(4)
-    pose[:3, 3] = torch.tensor([0.0, 0.0, 0.5])
-    target = seen_box(BoxWithKnob(), pose, torch.tensor([0.2, 0.2, 0.2]))
-    turn = rotation_about_axis(torch.tensor([[0.0, 0.0, 1.0]]).expand(2, 3), torch.tensor([math.pi, 0.0]))
-    logs = torch.full((2, 3), -math.log(0.2))
-    moved = torch.tensor([[0.0, 0.0, 0.0], [shift, 0.0, 0.0]])
-    state = Similarity(turn, moved, logs, torch.ones(2, 3), pose[:3, 3])
-    both = Alignment(state, torch.tensor([1.0, cost]), {"hidden": torch.tensor([0.0, hidden])})
+    skill, (volume, target, both) = box_skill(), _two_ways(cost, hidden, shift)
     wrong = carry_over(skill, target, volume, both, DecodeConfig())
     right = carry_over(skill, target, volume, both.since(1), DecodeConfig())
     assert float((wrong.contact - right.contact).norm()) > 0.1
@@ -113,6 +119,25 @@ def test_the_next_alignment_is_taken_where_nothing_can_be_held(
         return
     with pytest.raises(AfieldError, match="Nothing to hold there"):
         first_that_can_be_held(*arguments)
+
+
+def test_an_alternative_is_clearly_different_and_can_be_held() -> None:
+    skill, (volume, target, both) = box_skill(), _two_ways(1.5, 0.0, 0.0)
+    again = torch.tensor([0, 1, 1])
+    three = Alignment(both.similarity[again], torch.tensor([1.0, 1.2, 1.5]), {"hidden": torch.zeros(3)})
+    assert three.same_place(1, 2) and not three.same_place(0, 2)
+    first = carry_over(skill, target, volume, three, DecodeConfig())
+    other = carry_over(skill, target, volume, three.since(2), DecodeConfig())
+    everything = replace(_observation(), views=(_all_of(target, other.contact),))
+    for skip, wanted in ((0, first), (1, other)):
+        detector = Picky(wanted.contact)
+        detector.reach = 10.0  # anything can be held
+        arguments = (skill, everything, target, volume, first, DecodeConfig(), detector)
+        assert torch.equal(first_that_can_be_held(*arguments, skip)[0].contact, wanted.contact)
+    with pytest.raises(AfieldError, match="only 2 clearly different ways"):
+        first_that_can_be_held(*arguments, 2)
+    with pytest.raises(AfieldError, match="--alternative counts from 0"):
+        act_from_files(skill, Path("nowhere"), alternative=-1)
 
 
 def _all_of(target: Target, near: torch.Tensor) -> View:

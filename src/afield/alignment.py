@@ -157,6 +157,12 @@ class Alignment:
     terms: dict[str, Float[Tensor, "s"]]
     """The parts of the cost; `hidden`, which is no part of it, is 1 where no camera would see the contact region."""
 
+    def same_place(self, index: int, other: int) -> bool:
+        """Whether two hypotheses differ by less than 30 degrees and are both mirrored or both not."""
+        state = self.similarity
+        turned = float(rotation_angle(state.rotation[index], state.rotation[other]))
+        return turned < math.radians(30.0) and bool(state.sign[index, 0] == state.sign[other, 0])
+
     def since(self, index: int) -> Alignment:
         """Without the first hypotheses."""
         rest = torch.arange(index, len(self.cost))

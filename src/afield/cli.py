@@ -270,6 +270,7 @@ def act(
     preset: Literal["default", "published"] = "default",
     solver: Literal["lm", "adam"] | None = None,
     detector: Literal["antipodal", "contact-graspnet"] = "antipodal",
+    alternative: int = 0,
     export: tuple[Path, ...] = (),
     force: bool = False,
     seed: int = 0,
@@ -283,6 +284,7 @@ def act(
         preset: default, or published: the paper's solver and its weights of the flow.
         solver: lm, or adam: the paper's rendering and descent; the preset's if left out.
         detector: of grasps: antipodal, or contact-graspnet (the network of the wheel `cgn-pytorch`).
+        alternative: 0 is the best way, 1 the next one that is clearly different, for when the arm failed with the best one.
         export: further files for the trajectory: NAME.json, NAME.csv, or a folder for a LeRobot dataset.
         force: go on where the object is not like the demonstrated one.
         seed: seed of everything random.
@@ -298,7 +300,9 @@ def act(
         check_export(file)
     config = SkillTransferConfig.published() if preset == "published" else SkillTransferConfig()
     shown = Skill.load(skill)
-    run = act_from_files(shown, scene, solver=solver, config=config, detector=detector, force=force, seed=seed)
+    run = act_from_files(
+        shown, scene, solver=solver, config=config, detector=detector, alternative=alternative, force=force, seed=seed
+    )
     run.save(out)
     for file in export:
         run.trajectory.export(file, task=shown.narration)

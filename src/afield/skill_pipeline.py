@@ -102,6 +102,7 @@ def act_from_files(
     solver: str | None = None,
     config: SkillTransferConfig | None = None,
     detector: str | GraspDetector = "antipodal",
+    alternative: int = 0,
     force: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -114,6 +115,8 @@ def act_from_files(
         solver: lm, or adam: as printed; the configuration's if None.
         config: of the transfer.
         detector: of grasps: antipodal, contact-graspnet, or your own.
+        alternative: 0 is the best way that can be held, 1 the next one that is clearly different, for a robot that failed
+            with the best one.
         force: go on where the object does not look like the demonstrated one.
         seed: of everything random.
         progress: show progress bars.
@@ -127,7 +130,19 @@ def act_from_files(
         raise AfieldError(f"There is no solver '{config.solver}'; choose one of {', '.join(SOLVERS)}.")
     if isinstance(detector, str) and detector not in DETECTORS:
         raise AfieldError(f"There is no grasp detector '{detector}'; choose one of {', '.join(DETECTORS)}.")
-    run = act(skill, read_capture(capture), config=config, detector=detector, force=force, seed=seed, progress=progress)
+    if alternative < 0:
+        raise AfieldError(f"--alternative counts from 0 (the best way), so it cannot be {alternative}.")
+    observation = read_capture(capture)
+    run = act(
+        skill,
+        observation,
+        config=config,
+        detector=detector,
+        alternative=alternative,
+        force=force,
+        seed=seed,
+        progress=progress,
+    )
     return replace(run, capture=Path(capture))
 
 
@@ -137,6 +152,7 @@ def act(
     *,
     config: SkillTransferConfig | None = None,
     detector: str | GraspDetector = "antipodal",
+    alternative: int = 0,
     force: bool = False,
     seed: int = 0,
     progress: bool = True,
@@ -156,7 +172,9 @@ def act(
     refuse_if_unlike(skill.name, observation.name, result.quality, force=force)
     begin = time.monotonic()
     found = detector_by_name(detector, target.table, seed) if isinstance(detector, str) else detector
-    result, trajectory = first_that_can_be_held(skill, observation, target, volume, result, config.decode, found)
+    result, trajectory = first_that_can_be_held(
+        skill, observation, target, volume, result, config.decode, found, alternative
+    )
     seconds["grasp"] = time.monotonic() - begin
     return SkillRun(
         skill,
@@ -169,7 +187,7 @@ def act(
         result.quality,
         None,
         seconds,
-        {"seed": seed, "solver": config.solver, "detector": type(found).__name__},
+        {"seed": seed, "solver": config.solver, "detector": type(found).__name__, "alternative": alternative},
     )
 
 
@@ -181,35 +199,56 @@ def first_that_can_be_held(
     result: SkillTransfer,
     config: DecodeConfig,
     detector: GraspDetector,
+    skip: int = 0,
 ) -> tuple[SkillTransfer, Trajectory]:
     """Take the next best alignment where nothing can be taken hold of at the contact of the best one.
 
     The next one must explain what is seen as well as any (`refuse_if_unlike`), cost at most `RIVAL` times as much, and show
     its contact region to a camera.
 
+    Args:
+        skill: what was shown.
+        observation: the pictures.
+        target: what is seen in them.
+        volume: the skill's baked function.
+        result: the best alignment and all others.
+        config: of the decoding.
+        detector: of grasps.
+        skip: leave out so many that can be held; the next one is clearly different from them.
+
     Raises:
-        AfieldError: the reason why the best one offers no grasp, if no other does.
+        AfieldError: the reason why the best one offers no grasp, if no other does; or there are no more.
     """
-    try:
-        return result, grasp_and_move(skill, observation, result, config, detector)
-    except AfieldError as error:
-        reason = error
-    everything = result.alignment
+    everything, reason = result.alignment, None
     worst = RIVAL * float(everything.cost[0])
-    for index in range(1, len(everything.cost)):
+    held: list[int] = []
+    for index in range(len(everything.cost)):
         rest = everything.since(index)
-        if float(rest.cost[0]) > worst or ("hidden" in rest.terms and bool(rest.terms["hidden"][0])):
+        hidden = "hidden" in rest.terms and bool(rest.terms["hidden"][0])
+        if index > 0 and (float(rest.cost[0]) > worst or hidden):
+            continue
+        if any(everything.same_place(index, other) for other in held):
             continue
         try:
-            other = carry_over(skill, target, volume, rest, config)
-            refuse_if_unlike(skill.name, observation.name, other.quality, force=False)
-            trajectory = grasp_and_move(skill, observation, other, config, detector)
-        except AfieldError:
+            found = carry_over(skill, target, volume, rest, config) if index > 0 else result
+            if index > 0:
+                refuse_if_unlike(skill.name, observation.name, found.quality, force=False)
+            trajectory = grasp_and_move(skill, observation, found, config, detector)
+        except AfieldError as error:
+            reason = reason or error
             continue
-        logger.warning(
-            "Nothing can be held where the best alignment puts the contact; alignment %d is taken.", index + 1
-        )
-        return other, trajectory
+        held.append(index)
+        if len(held) <= skip:
+            continue
+        if index > 0 and skip == 0:
+            logger.warning(
+                "Nothing can be held where the best alignment puts the contact; alignment %d is taken.", index + 1
+            )
+        return found, trajectory
+    if held:
+        ways = "is only one way" if len(held) == 1 else f"are only {len(held)} clearly different ways"
+        raise AfieldError(f"There {ways} to do this here, so no alternative {skip}.")
+    assert reason is not None, "the best one was tried"
     raise reason
 
 

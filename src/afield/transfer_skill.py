@@ -185,9 +185,8 @@ def judge(similarity: Similarity, alignment: Alignment, volume: Volume, target: 
     unit = float((-similarity.log_scale[0].mean()).exp())
     near = (value[0, :, 0].abs() * unit < 0.02).float().mean()
     likeness = torch.cosine_similarity(value[0, :, 1:-1], target.descriptors, dim=-1).mean()
-    turned = rotation_angle(alignment.similarity.rotation, similarity.rotation.expand(len(alignment.cost), 3, 3))
-    other = (turned > math.radians(30.0)) | (alignment.similarity.sign[:, 0] != similarity.sign[0, 0])
-    rival = round(float(alignment.cost[other].min() / alignment.cost[0]), 3) if bool(other.any()) else None
+    others = [float(cost) for index, cost in enumerate(alignment.cost) if not alignment.same_place(0, index)]
+    rival = round(min(others) / float(alignment.cost[0]), 3) if others else None
     return {"on_surface": round(float(near), 3), "likeness": round(float(likeness), 3), "rival": rival}
 
 

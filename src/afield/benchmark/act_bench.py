@@ -42,7 +42,7 @@ from afield.simulate.oracle import Task
 from afield.skill_pipeline import act
 from afield.skills import DescriptorBasis, Skill, mode_of
 
-VERSION = 2
+VERSION = 3
 """Changes when a trial of an older version is worth nothing any more."""
 EXTRACTOR = "dinov2-s-embedded"
 OPENED = 0.8
@@ -77,7 +77,8 @@ def run(config: ActBenchConfig | None = None, *, progress: bool = True) -> dict[
     """Show every task once and do it on other instances.
 
     Returns:
-        `success` over all trials with its Wilson interval, the same by task, causes of failure, and every trial.
+        `success` over all trials with its Wilson interval, the same by task, causes of failure, and every trial. `second_done`
+        counts those that an arm did which, after its first try had failed, took the next way (`second`) in the untouched scene.
 
     Raises:
         AfieldError: a task is unknown, or there are no instances.
@@ -109,19 +110,22 @@ def _kept_trial(task: Task, kind: Kind, seed: int, config: ActBenchConfig) -> di
     file = config.out / "trials" / f"{task}_{kind}-{config.seed}-{seed}.json"
     if file.is_file() and read_json(file).get("version") == VERSION:
         return read_json(file)
-    trial = {"version": VERSION, **_trial(make_skill(task, kind, config), task, kind, seed)}
+    skill = make_skill(task, kind, config)
+    trial = {"version": VERSION, **_trial(skill, task, kind, seed)}
+    if trial["cause"] not in (None, "refused"):  # the robot sees that the part has not moved
+        trial["second"] = _trial(skill, task, kind, seed, alternative=1)
     write_json(file, trial)
     return trial
 
 
-def _trial(skill: Skill, task: Task, kind: Kind, seed: int) -> dict[str, Any]:
-    """See an instance once, find the skill in it, let the arm do it."""
+def _trial(skill: Skill, task: Task, kind: Kind, seed: int, alternative: int = 0) -> dict[str, Any]:
+    """See an instance once, find the skill in it, let the arm do it: in the best way, or the next one."""
     item = Furniture.random(kind, seed)
     placed, camera = random_scene(item, seed, opened=OPENED * item.travel if task == "close" else 0.0)
     entry: dict[str, Any] = {"task": f"{task} {kind}", "seed": seed, "success": False}
     try:
         observation = draw_elsewhere(photograph_scene, placed, camera, name=f"{kind}_{seed}")
-        done = act(skill, observation, seed=seed, progress=False)
+        done = act(skill, observation, alternative=alternative, seed=seed, progress=False)
     except AfieldError as error:
         return {**entry, "failure": str(error), "cause": "refused"}
     path = done.trajectory
@@ -220,6 +224,7 @@ def _rate(trials: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "success": round(held / len(trials), 3),
         "done": held,
+        "second_done": held + sum(bool(trial.get("second", {}).get("success")) for trial in trials),
         "interval": [round(low, 2), round(high, 2)],
         "count": len(trials),
     } | middle
@@ -227,10 +232,12 @@ def _rate(trials: list[dict[str, Any]]) -> dict[str, Any]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """A row a task, and one for all."""
-    lines = ["| task | done | 95% | contact to handle | axis |", "|---|---|---|---|---|"]
+    lines = ["| task | done | 95% | in two tries | contact to handle | axis |", "|---|---|---|---|---|---|"]
     for name, found in (*result["tasks"].items(), ("**all**", result)):
         low, high = found["interval"]
         middle = f"{found['contact_to_handle_cm']} cm | {found['axis_deg']}°"
-        lines.append(f"| {name} | {found['done']} of {found['count']} | {low:.2f}-{high:.2f} | {middle} |")
+        lines.append(
+            f"| {name} | {found['done']} of {found['count']} | {low:.2f}-{high:.2f} | {found['second_done']} | {middle} |"
+        )
     causes = ", ".join(f"{cause} {count}" for cause, count in sorted(result["causes"].items()))
     return "\n".join([*lines, f"\nFailures: {causes or 'none'}."])
