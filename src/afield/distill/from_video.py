@@ -198,8 +198,12 @@ def distill_video(
             progress=progress,
         ),
     )
+    swept = config.depth == "plane-sweep" and sensed is None
     contact = run.stage(
-        "contact", Contact.load, Contact.save, lambda: find_contact(cameras, hands, tracks, mask, known)
+        "contact",
+        Contact.load,
+        Contact.save,
+        lambda: find_contact(cameras, hands, tracks, mask, known, video.frames if swept else None, progress=progress),
     )
     own = posed_views(video, cameras, depth, masks.masks, narration)
     observation, labels, basis = run.stage(

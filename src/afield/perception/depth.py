@@ -65,7 +65,7 @@ def plane_sweep(
     inverse = np.linspace(1 / far, 1 / near, planes)
     image = _gray(color)
     mean, spread = _statistics(image)
-    sources = [(_gray(picture), _relative(camera, other), other) for picture, other in others]
+    sources = [(_gray(picture), relative_pose(camera, other), other) for picture, other in others]
     height, width = image.shape
     intrinsics = camera.intrinsics.double().numpy()
     volume = np.empty((planes, height, width), np.float32)
@@ -84,12 +84,14 @@ def plane_sweep(
     smooth = semi_global(volume)
     plane = smooth.argmin(axis=0)
     cost = np.take_along_axis(volume, plane[None], axis=0)[0]
-    value = _between_planes(smooth, plane, inverse)
+    value = between_planes(smooth, plane, inverse)
     depth = np.where(cost < WORST, 1 / value, 0.0).astype(np.float32)
     return depth, cost
 
 
-def semi_global(volume: Float[np.ndarray, "d h w"]) -> Float[np.ndarray, "d h w"]:
+def semi_global(
+    volume: Float[np.ndarray, "d h w"], step_cost: float = STEP_COST, jump_cost: float = JUMP_COST
+) -> Float[np.ndarray, "d h w"]:
     """Sum of the costs of the best paths that reach each pixel from four sides (Hirschmueller 2008)."""
     total = np.zeros_like(volume)
     for axis in (1, 2):
@@ -103,9 +105,9 @@ def semi_global(volume: Float[np.ndarray, "d h w"]) -> Float[np.ndarray, "d h w"
             for index in range(1, len(lines)):
                 floor = path.min(axis=0)
                 step = np.full_like(path, np.inf)
-                step[1:] = path[:-1] + STEP_COST
-                step[:-1] = np.minimum(step[:-1], path[1:] + STEP_COST)
-                path = lines[index] + np.minimum(np.minimum(path, step), floor + JUMP_COST) - floor
+                step[1:] = path[:-1] + step_cost
+                step[:-1] = np.minimum(step[:-1], path[1:] + step_cost)
+                path = lines[index] + np.minimum(np.minimum(path, step), floor + jump_cost) - floor
                 out[index] += path
     return total
 
@@ -177,14 +179,14 @@ def _difference(
     return np.where(warped < 0, 1.0, np.clip(1 - correlation, 0, 1)).astype(np.float32)
 
 
-def _relative(camera: Camera, other: Camera) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
+def relative_pose(camera: Camera, other: Camera) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
     """Rotation and shift from one camera's coordinates to another's."""
     first, second = camera.T_world_camera.double().numpy(), other.T_world_camera.double().numpy()
     between = np.linalg.inv(second) @ first
     return between[:3, :3], between[:3, 3]
 
 
-def _between_planes(
+def between_planes(
     volume: Float[np.ndarray, "d h w"], plane: np.ndarray, inverse: Float[np.ndarray, "d"]
 ) -> Float[np.ndarray, "h w"]:
     """1/depth at the bottom of the parabola through the best plane and its neighbours."""

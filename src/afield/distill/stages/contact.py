@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
-from scipy.spatial import KDTree
+from jaxtyping import Bool, Float, UInt8
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
+from afield.distill.stages.touched import touched
 from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
@@ -25,14 +24,6 @@ QUIET = 4
 """Frames before the motion in which the hand is looked for at rest."""
 JITTER = 1.8
 """Pixels a frame that landmarks of a resting hand may jump."""
-REACH = 0.018
-"""Metres: what of the object lies within a finger's width of a finger is touched."""
-FINGER_RADIUS = 0.007
-"""Metres."""
-PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
-"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
-FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
-"""Landmarks of the two outer bones of each finger, thumb first."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,9 @@ def find_contact(
     tracks: ObjectTracks,
     mask: Bool[np.ndarray, "h w"],
     depth: Float[np.ndarray, "h w"],
+    frames: UInt8[np.ndarray, "t h w 3"] | None = None,
+    *,
+    progress: bool = True,
 ) -> Contact:
     """The frames of first contact and release, and the region that is touched.
 
@@ -79,6 +73,8 @@ def find_contact(
         tracks: points of the object and the motion of its part.
         mask: the object in the reference frame of the tracks.
         depth: of that frame.
+        frames: the video, where depth comes from it alone and a closer look at the place of contact may better it.
+        progress: show progress bars.
 
     Raises:
         AfieldError: the part never begins to move, or no hand is near it when it does.
@@ -100,7 +96,7 @@ def find_contact(
     while contact > reference + 1 and slow[contact] < limit:
         contact -= 1
     release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
-    region = touched(path, hands, tracks, mask, depth, contact)
+    region = touched(path, hands, tracks, mask, depth, (contact, release), frames, progress=progress)
     return Contact(reference, contact, onset, release, region)
 
 
@@ -186,75 +182,3 @@ def _last_motion(tracks: ObjectTracks, hands: HandTrack, onset: int) -> int:
     whole = step[onset:].sum()
     going = [frame for frame in range(onset, count) if hands.state[frame] > 0 and step[frame] > 0.02 * whole]
     return going[-1] if going else onset
-
-
-def touched(
-    path: CameraPath,
-    hands: HandTrack,
-    tracks: ObjectTracks,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
-    contact: int,
-) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
-
-    The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
-    thick as they are, rest on the object.
-
-    Raises:
-        AfieldError: the hand touches nothing of the object.
-    """
-    frame = int(contact if hands.state[contact] == 2 else _nearest_found(hands, contact))
-    rows, columns = np.nonzero(mask & (depth > 0))
-    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
-    points = path.camera(tracks.reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
-    seen, away = (value.numpy() for value in path.camera(frame).project(points))
-    # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
-    scale = pixels_per_meter(hands, frame)
-    depths = away * (path.focal / scale) / _depth_near(hands, frame, seen, away)
-    surface = np.column_stack((seen / scale, depths))
-    joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
-    bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
-    bones[:, 2] += _resting_depth(bones, surface)
-    touched = KDTree(bones).query(surface)[0] < REACH + FINGER_RADIUS
-    region = np.zeros_like(mask)
-    region[rows[touched], columns[touched]] = True
-    region = cv2.morphologyEx(region.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
-    if region.sum() < 10:
-        raise AfieldError(
-            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
-            "--hand-masks."
-        )
-    return region
-
-
-def _depth_near(hands: HandTrack, frame: int, seen: Float[np.ndarray, "n 2"], away: Float[np.ndarray, "n"]) -> float:
-    """Depth of the object where the fingertips are, in the units of the camera path: as far away as the hand."""
-    near = KDTree(seen).query(hands.tips(frame))[1]
-    return float(np.median(away[near]))
-
-
-def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "n 3"]) -> float:
-    """By how much the bones can go away from the camera until one of them rests on the surface, in metres."""
-    far, nearest = KDTree(surface[:, :2]).query(bones[:, :2])
-    over = far < 2 * FINGER_RADIUS
-    if not over.any():
-        return float(np.median(surface[:, 2]) - np.median(bones[:, 2]))
-    room = surface[np.asarray(nearest)[over], 2] - FINGER_RADIUS - bones[over, 2]
-    return float(np.quantile(room, 0.1))
-
-
-def pixels_per_meter(hands: HandTrack, frame: int) -> float:
-    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
-    near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
-    found = [
-        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
-        for f in near
-        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
-    ]
-    return float(np.quantile(found, 0.9)) if found else 1.0
-
-
-def _nearest_found(hands: HandTrack, frame: int) -> int:
-    known = np.flatnonzero(hands.state == 2)
-    return int(known[np.abs(known - frame).argmin()])

@@ -1,0 +1,281 @@
+"""Part of the sixth stage: what of the object the hand touches, as seen in the frame before it came."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from scipy.spatial import KDTree
+from scipy.spatial.transform import Rotation
+
+from afield.distill.stages.hands import HandTrack
+from afield.distill.stages.tracks import ObjectTracks
+from afield.errors import AfieldError
+from afield.perception.cameras import CameraPath
+from afield.perception.closer import Window, closer_depth
+from afield.perception.held_hand import HandViews, HeldHand, locate_hand
+
+REACH = 0.018
+"""Metres: what of the object lies within a finger's width of a finger is touched."""
+FINGER_RADIUS = 0.007
+"""Metres."""
+PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
+"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
+FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
+"""Landmarks of the two outer bones of each finger, thumb first."""
+LEAST_TURN = 0.25
+"""Radians that the part must turn for the hand upon it to be seen from sides enough to locate its joints."""
+FEWEST_FRAMES, MOST_FRAMES = 4, 12
+"""In which the hand is found while it holds the part; more than the most tell nothing new."""
+MOST_TURN = 1.2
+"""Radians; a located hand that turns farther within its grip is not believed: no wrist does, so the motion must be wrong."""
+HELD_REACH = 0.024
+"""Metres from the bones of a located hand to what it touches: to the skin, and a finger's width."""
+ALONG = 2.0
+"""How much less certain a located hand is along the line of sight than across it."""
+SHARE = 0.5
+"""Of the way from where its pictures put a hand to where it rests on the object: both are believed alike."""
+LOOKS = 9
+"""Frames before the hand comes that a closer look compares."""
+AROUND = 0.3
+"""Of the hand's size: how far around it a closer look is taken."""
+SMALLEST = 10
+"""Pixels; less is no contact region."""
+
+
+def touched(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    held: tuple[int, int],
+    frames: UInt8[np.ndarray, "t h w 3"] | None = None,
+    *,
+    progress: bool = True,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame whose points lie within a finger's width of the fingers.
+
+    Where the part turns, the joints of the hand upon it are located from all frames from contact to release; otherwise the
+    frame of first contact has to do.
+
+    Args:
+        path: cameras.
+        hands: the acting hand.
+        tracks: how the part moves.
+        mask: the object in the reference frame of the tracks.
+        depth: of that frame.
+        held: frames of first contact and of release.
+        frames: the video, where a closer look at depth is wanted.
+        progress: show progress bars.
+
+    Raises:
+        AfieldError: the hand touches nothing of the object.
+    """
+    views = hand_views(path, hands, tracks, mask, depth, held)
+    hand = None if views is None else locate_hand(views)
+    if hand is not None and np.linalg.norm(hand.turn) < MOST_TURN:
+        if frames is not None:
+            depth = looked_closer(path, hands, tracks, mask, depth, held[0], frames, progress)
+        region = touched_by_held(path, tracks.reference, mask, depth, hand, held[0])
+        if region.sum() >= SMALLEST:
+            return region
+    return touched_in_frame(path, hands, tracks, mask, depth, held[0])
+
+
+def hand_views(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    held: tuple[int, int],
+) -> HandViews | None:
+    """The hand as the part sees it while it is held; None where that would tell nothing about the depth of its joints.
+
+    That is where the part hardly turns, where the hand is found too seldom, and where a mask alone is known of it.
+    """
+    found = np.array([frame for frame in range(held[0], held[1] + 1) if hands.state[frame] == 2])
+    if len(found) < FEWEST_FRAMES or not hands.depth[found].any():
+        return None
+    chosen = found[np.unique(np.linspace(0, len(found) - 1, MOST_FRAMES).round().astype(int))]
+    motion = tracks.motion.astype(float)
+    turns = Rotation.from_matrix(motion[held[0], :3, :3].T @ motion[:, :3, :3]).magnitude()
+    if turns[chosen].max() < LEAST_TURN:
+        return None
+    first = int(chosen[0])
+    seen, away = _projected(path, tracks, mask, depth, first)
+    near = _depth_near(hands, first, seen, away)
+    camera_world = np.linalg.inv(path.T_world_camera[chosen].double().numpy())
+    return HandViews(
+        landmarks=hands.landmarks[chosen].astype(float) - [(path.width - 1) / 2, (path.height - 1) / 2],
+        depth=hands.depth[chosen].astype(float),
+        camera_part=camera_world @ motion[chosen],
+        turned=turns[chosen] / turns[chosen].max(),
+        focal=path.focal,
+        away=near,
+        metre=near * pixels_per_meter(hands, first) / path.focal,
+    )
+
+
+def touched_by_held(
+    path: CameraPath,
+    reference: int,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    hand: HeldHand,
+    contact: int,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame near the fingers of a located hand.
+
+    Its joints are surer across the line of sight than along it. Along it the hand is moved half of the way to where a finger
+    would rest on what is seen of the object: fingers that push do, those behind a handle do not.
+    """
+    rows, columns, surface = _surface(path, reference, mask, depth)
+    bones = np.concatenate([np.linspace(hand.joints[a], hand.joints[b], 6) for a, b in FINGER_BONES])
+    eye = path.camera(contact).position.double().numpy()
+    sight = bones.mean(axis=0) - eye
+    sight /= np.linalg.norm(sight)
+    across = np.linalg.svd(sight[None])[2][1:]
+    distance = float(((bones - eye) @ sight).mean())
+
+    def beheld(points: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n 3"]:
+        """In metres of the hand: where it is seen, at the distance of the hand, and how far away it is."""
+        away = (points - eye) @ sight
+        return np.column_stack(((points - eye) @ across.T * (distance / away)[:, None], away)) / hand.metre
+
+    bones = bones + SHARE * _resting_depth(beheld(bones), beheld(surface)) * hand.metre * sight
+    shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
+    far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
+    return _opened(mask.shape, rows, columns, far < HELD_REACH)
+
+
+def looked_closer(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    contact: int,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    progress: bool,
+) -> Float[np.ndarray, "h w"]:
+    """Depth of the reference frame, finer on the object where the hand will be."""
+    reference = tracks.reference
+    frame = _found(hands, contact)
+    rows, columns = np.nonzero(mask & (depth > 0))
+    seen, _ = _projected(path, tracks, mask, depth, frame)
+    margin = AROUND * hands.size[frame]
+    low, high = hands.landmarks[frame].min(axis=0) - margin, hands.landmarks[frame].max(axis=0) + margin
+    around = ((seen > low) & (seen < high)).all(axis=1)
+    others = [i for i in np.unique(np.linspace(0, reference, LOOKS + 1).astype(int)).tolist() if i != reference]
+    if not around.any() or len(others) < 2:
+        return depth
+    rows, columns = rows[around], columns[around]
+    window: Window = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
+    near, far = np.quantile(depth[rows, columns], (0.02, 0.98))
+    sources = [(frames[i], path.camera(i)) for i in others]
+    limits = (0.9 * float(near), 1.1 * float(far))
+    closer = closer_depth(frames[reference], path.camera(reference), sources, window, *limits, progress=progress)
+    inside = (slice(window[1], window[3]), slice(window[0], window[2]))
+    finer = depth.copy()
+    finer[inside] = np.where(mask[inside], closer, depth[inside])
+    return finer
+
+
+def touched_in_frame(
+    path: CameraPath,
+    hands: HandTrack,
+    tracks: ObjectTracks,
+    mask: Bool[np.ndarray, "h w"],
+    depth: Float[np.ndarray, "h w"],
+    contact: int,
+) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
+
+    The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
+    thick as they are, rest on the object.
+
+    Raises:
+        AfieldError: the hand touches nothing of the object.
+    """
+    frame = _found(hands, contact)
+    rows, columns = np.nonzero(mask & (depth > 0))
+    seen, away = _projected(path, tracks, mask, depth, frame)
+    # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
+    scale = pixels_per_meter(hands, frame)
+    depths = away * (path.focal / scale) / _depth_near(hands, frame, seen, away)
+    surface = np.column_stack((seen / scale, depths))
+    joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
+    bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
+    bones[:, 2] += _resting_depth(bones, surface)
+    far = KDTree(bones).query(surface)[0]
+    region = _opened(mask.shape, rows, columns, far < REACH + FINGER_RADIUS)
+    if region.sum() < SMALLEST:
+        raise AfieldError(
+            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
+            "--hand-masks."
+        )
+    return region
+
+
+def _depth_near(hands: HandTrack, frame: int, seen: Float[np.ndarray, "n 2"], away: Float[np.ndarray, "n"]) -> float:
+    """Depth of the object where the fingertips are, in the units of the camera path: as far away as the hand."""
+    near = KDTree(seen).query(hands.tips(frame))[1]
+    return float(np.median(away[near]))
+
+
+def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "n 3"]) -> float:
+    """By how much the bones can go away from the camera until one of them rests on the surface, in metres."""
+    far, nearest = KDTree(surface[:, :2]).query(bones[:, :2])
+    over = far < 2 * FINGER_RADIUS
+    if not over.any():
+        return float(np.median(surface[:, 2]) - np.median(bones[:, 2]))
+    room = surface[np.asarray(nearest)[over], 2] - FINGER_RADIUS - bones[over, 2]
+    return float(np.quantile(room, 0.1))
+
+
+def pixels_per_meter(hands: HandTrack, frame: int) -> float:
+    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
+    near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
+    found = [
+        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
+        for f in near
+        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
+    ]
+    return float(np.quantile(found, 0.9)) if found else 1.0
+
+
+def _found(hands: HandTrack, frame: int) -> int:
+    """The frame nearest to a given one in which the hand was found."""
+    known = np.flatnonzero(hands.state == 2)
+    return int(known[np.abs(known - frame).argmin()])
+
+
+def _surface(
+    path: CameraPath, reference: int, mask: Bool[np.ndarray, "h w"], depth: Float[np.ndarray, "h w"]
+) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "n 3"]]:
+    """Rows and columns of the object's pixels in the reference frame, and their points in the world."""
+    rows, columns = np.nonzero(mask & (depth > 0))
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+    points = path.camera(reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
+    return rows, columns, points.double().numpy()
+
+
+def _projected(
+    path: CameraPath, tracks: ObjectTracks, mask: Bool[np.ndarray, "h w"], depth: Float[np.ndarray, "h w"], frame: int
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+    """Pixels and depth of the object in a frame, as it was before it moved."""
+    points = _surface(path, tracks.reference, mask, depth)[2]
+    seen, away = path.camera(frame).project(torch.from_numpy(points).float())
+    return seen.numpy(), away.numpy()
+
+
+def _opened(
+    shape: tuple[int, ...], rows: np.ndarray, columns: np.ndarray, chosen: Bool[np.ndarray, "n"]
+) -> Bool[np.ndarray, "h w"]:
+    """A mask of the chosen pixels without specks."""
+    region = np.zeros(shape, np.uint8)
+    region[rows[chosen], columns[chosen]] = 1
+    return cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
