@@ -4,7 +4,8 @@
     python scripts/measure_refusals.py
 
 Where it belongs: the trials of the benchmark, whose alignments are on record unless they were refused. Where it does not: its
-skills before the shipped captures of toys and a hammer, seen from one side and from four.
+skills before the shipped captures of toys and a hammer, seen from one side and from four. Trials that were refused as they ran
+count as refused in every row, also in those of smaller limits.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from afield.artifacts import read_json
+from afield.benchmark.act_bench import VERSION
 from afield.capture import read_capture
 from afield.fields.volume import Volume
 from afield.perception.features import extractor_by_name
@@ -37,13 +39,14 @@ def main(out: Path = Path("runs/bench_act"), seed: int = 0) -> None:
         seed: of everything random.
     """
     trials = [read_json(file) for file in sorted((out / "trials").glob("*.json"))]
-    known = np.array([(t["quality"]["on_surface"], t["quality"]["likeness"]) for t in trials if "quality" in t])
+    trials = [trial for trial in trials if trial["version"] == VERSION]
     refused = sum("is not like the one of the skill" in str(t.get("failure")) for t in trials)
+    known = np.array([(t["quality"]["on_surface"], t["quality"]["likeness"]) for t in trials if "quality" in t])
     other = np.array([_agreement(folder, seed) for folder in tqdm(sorted((out / "skills").iterdir()))]).reshape(-1, 2)
     print(f"{len(trials)} trials, {refused} refused as they ran; {len(other)} looks at other things.")
-    for least in sorted({1.0, 1.1, 1.2, 1.3, LEAST_TOGETHER}):
+    for least in sorted({1.0, 1.1, 1.15, 1.2, 1.3, LEAST_TOGETHER}):
         wrongly, let_in = (1.0 - _accepted(known, least)).sum() + refused, _accepted(other, least).mean()
-        print(f"least {least}: refuses {wrongly / len(trials):.2f} of the trials, lets in {let_in:.2f} of other things")
+        print(f"least {least}: refuses {wrongly:.0f} of the trials, lets in {let_in:.2f} of other things")
 
 
 def _agreement(folder: Path, seed: int) -> list[list[float]]:

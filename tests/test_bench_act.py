@@ -48,6 +48,27 @@ def test_rates_are_by_task_and_failures_have_causes() -> None:
     assert "| open drawer | 2 of 2 |" in text and "blocked 1, refused 1" in text
 
 
+def test_only_what_has_not_moved_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    first = {"success": False, "cause": "blocked", "moved": 0.0, "threshold": 0.4}
+    outcome = {
+        0: first,
+        1: {**first, "moved": 0.3},
+        2: {**first, "cause": "refused"},
+        3: {"success": True, "cause": None},
+    }
+
+    def trial(skill: object, task: str, kind: str, seed: int, alternative: int = 0) -> dict[str, object]:
+        seen.append((seed, alternative))
+        return {"task": "open drawer", **(outcome[3] if alternative else outcome[seed])}
+
+    monkeypatch.setattr(act_bench, "_trial", trial)
+    monkeypatch.setattr(act_bench, "make_skill", lambda *given: None)
+    result = act_bench.run(ActBenchConfig(tasks=("open drawer",), instances=4, out=tmp_path), progress=False)
+    assert seen == [(0, 0), (0, 1), (1, 0), (2, 0), (3, 0)]
+    assert result["done"] == 1 and result["second_done"] == 2
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

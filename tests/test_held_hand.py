@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
-from afield.distill.stages.touched import hand_views, touched, touched_by_held, touched_in_frame
+from afield.distill.stages.touched import hand_views, looked_closer, touched, touched_by_held, touched_in_frame
 from afield.distill.stages.tracks import ObjectTracks
 from afield.geometry import look_at
 from afield.observation import Camera
@@ -245,6 +245,49 @@ def test_a_closer_look_keeps_a_thin_bar_before_its_wall() -> None:
     assert (error < 0.01).mean() > 0.93
     coarse = plane_sweep(pictures[-1], cameras[-1], others, 0.9, 1.1)[0][20:100, 50:110]
     assert (error < 0.01).mean() > (np.abs(coarse - real) < 0.01).mean()
+
+
+def test_a_closer_look_is_taken_of_the_object_around_the_hand_only() -> None:
+    pictures, cameras, true = bar_views()
+    poses = torch.stack([camera.T_world_camera for camera in cameras])
+    path = CameraPath(160, 120, 200.0, poses, torch.zeros(0, 3), torch.zeros(0), static=False, metric=True)
+    landmarks = np.tile(np.array([70.0, 50.0], np.float32), (9, 21, 1))
+    landmarks[:, ::2] += 20
+    hands = HandTrack(landmarks, np.zeros((9, 21), np.float32), np.full(9, 2), np.zeros((9, 120, 160), bool))
+    nothing = np.zeros((9, 0), bool)
+    still = np.repeat(np.eye(4, dtype=np.float32)[None], 9, axis=0)
+    tracks = ObjectTracks(
+        np.zeros((9, 0, 2), np.float32), nothing, np.zeros((0, 3), np.float32), nothing[0], still, np.zeros(9, np.float32), 8
+    )  # fmt: skip
+    others = list(zip(pictures[:-1], cameras[:-1], strict=True))
+    coarse = plane_sweep(pictures[-1], cameras[-1], others, 0.9, 1.1)[0]
+    mask = np.zeros((120, 160), bool)
+    mask[20:100, 50:110] = coarse[20:100, 50:110] > 0
+    finer = looked_closer(path, hands, tracks, mask, coarse, 8, np.stack(pictures), False)
+    changed = finer != coarse
+    assert changed.any() and not changed[~mask].any() and not changed[:35].any() and not changed[:, 105:].any()
+    assert np.abs(finer - true)[changed].mean() < np.abs(coarse - true)[changed].mean()
+    first = replace(tracks, reference=0)
+    assert (looked_closer(path, hands, first, mask, coarse, 8, np.stack(pictures), False) == coarse).all()
+
+
+def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame_and_its_depth(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
+    single = touched_in_frame(path, hands, tracks, mask, depth, 3)
+    monkeypatch.setattr("afield.distill.stages.touched.looked_closer", lambda *given: 1.5 * given[4])
+    monkeypatch.setattr("afield.distill.stages.touched.HELD_REACH", 0.0)
+    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
+    assert (touched(path, hands, tracks, mask, depth, (3, COUNT - 1), frames) == single).all()
+
+
+def test_landmarks_in_one_place_locate_no_hand() -> None:
+    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
+    point = replace(hands, landmarks=np.repeat(hands.landmarks[:, :1], 21, axis=1))
+    assert hand_views(path, point, tracks, mask, depth, (3, COUNT - 1)) is None
+    unknown = replace(hands, depth=np.full_like(hands.depth, np.nan))
+    assert hand_views(path, unknown, tracks, mask, depth, (3, COUNT - 1)) is None
 
 
 def test_the_guided_filter_smooths_within_colours_and_keeps_constants() -> None:

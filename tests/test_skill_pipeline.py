@@ -134,10 +134,25 @@ def test_an_alternative_is_clearly_different_and_can_be_held() -> None:
         detector.reach = 10.0  # anything can be held
         arguments = (skill, everything, target, volume, first, DecodeConfig(), detector)
         assert torch.equal(first_that_can_be_held(*arguments, skip)[0].contact, wanted.contact)
+    assert first_that_can_be_held(*arguments, 1)[0].quality["rival"] == round(1.0 / 1.2, 3)
+    plain = replace(first, alignment=replace(three, terms={}))  # as the other solver gives it
+    found, _ = first_that_can_be_held(*arguments[:4], plain, *arguments[5:], 1)
+    assert torch.equal(found.contact, other.contact)
     with pytest.raises(AfieldError, match="only 2 clearly different ways"):
         first_that_can_be_held(*arguments, 2)
     with pytest.raises(AfieldError, match="--alternative counts from 0"):
         act_from_files(skill, Path("nowhere"), alternative=-1)
+
+
+def test_force_holds_for_alternatives_too() -> None:
+    skill, (volume, target, both) = box_skill(), _two_ways(1.5, 0.0, 3.0)  # the second lies beside what is seen
+    wrong = carry_over(skill, target, volume, both, DecodeConfig())
+    other = carry_over(skill, target, volume, both.since(1), DecodeConfig())
+    everything = replace(_observation(), views=(_all_of(target, other.contact),))
+    arguments = (skill, everything, target, volume, wrong, DecodeConfig(), Picky(other.contact))
+    with pytest.raises(AfieldError, match="Nothing to hold"):
+        first_that_can_be_held(*arguments)
+    assert torch.equal(first_that_can_be_held(*arguments, force=True)[0].contact, other.contact)
 
 
 def _all_of(target: Target, near: torch.Tensor) -> View:

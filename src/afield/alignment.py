@@ -164,7 +164,7 @@ class Alignment:
         return turned < math.radians(30.0) and bool(state.sign[index, 0] == state.sign[other, 0])
 
     def since(self, index: int) -> Alignment:
-        """Without the first hypotheses."""
+        """Without the first `index` hypotheses; those that are left keep their order."""
         rest = torch.arange(index, len(self.cost))
         return Alignment(
             self.similarity[rest], self.cost[rest], {name: value[rest] for name, value in self.terms.items()}

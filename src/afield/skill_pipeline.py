@@ -31,7 +31,7 @@ from afield.skill_run import SkillRun
 from afield.skills import DescriptorBasis, Skill
 from afield.target import Target, see_target
 from afield.trajectory import Trajectory
-from afield.transfer_skill import SOLVERS, SkillTransfer, SkillTransferConfig, carry_over, transfer_skill
+from afield.transfer_skill import SOLVERS, SkillTransfer, SkillTransferConfig, carry_over, rival, transfer_skill
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ def act(
     begin = time.monotonic()
     found = detector_by_name(detector, target.table, seed) if isinstance(detector, str) else detector
     result, trajectory = first_that_can_be_held(
-        skill, observation, target, volume, result, config.decode, found, alternative
+        skill, observation, target, volume, result, config.decode, found, alternative, force=force
     )
     seconds["grasp"] = time.monotonic() - begin
     return SkillRun(
@@ -200,6 +200,8 @@ def first_that_can_be_held(
     config: DecodeConfig,
     detector: GraspDetector,
     skip: int = 0,
+    *,
+    force: bool = False,
 ) -> tuple[SkillTransfer, Trajectory]:
     """Take the next best alignment where nothing can be taken hold of at the contact of the best one.
 
@@ -215,6 +217,10 @@ def first_that_can_be_held(
         config: of the decoding.
         detector: of grasps.
         skip: leave out so many that can be held; the next one is clearly different from them.
+        force: take also what does not look like the demonstrated object.
+
+    Returns:
+        What the alignment says about contact and motion, in the world, in metres; and the gripper's trajectory.
 
     Raises:
         AfieldError: the reason why the best one offers no grasp, if no other does; or there are no more.
@@ -232,7 +238,8 @@ def first_that_can_be_held(
         try:
             found = carry_over(skill, target, volume, rest, config) if index > 0 else result
             if index > 0:
-                refuse_if_unlike(skill.name, observation.name, found.quality, force=False)
+                found = replace(found, quality={**found.quality, "rival": rival(everything, index)})
+                refuse_if_unlike(skill.name, observation.name, found.quality, force=force)
             trajectory = grasp_and_move(skill, observation, found, config, detector)
         except AfieldError as error:
             reason = reason or error

@@ -57,7 +57,7 @@ class SkillRun:
     """The target's capture; a simulation finds its world through it."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Seed, solver and detector."""
+    """Seed, solver, detector, and which of several ways (`alternative`)."""
 
     def save(self, folder: Path) -> None:
         """Write the run folder in one step; an existing one is replaced."""

@@ -185,9 +185,17 @@ def judge(similarity: Similarity, alignment: Alignment, volume: Volume, target: 
     unit = float((-similarity.log_scale[0].mean()).exp())
     near = (value[0, :, 0].abs() * unit < 0.02).float().mean()
     likeness = torch.cosine_similarity(value[0, :, 1:-1], target.descriptors, dim=-1).mean()
-    others = [float(cost) for index, cost in enumerate(alignment.cost) if not alignment.same_place(0, index)]
-    rival = round(min(others) / float(alignment.cost[0]), 3) if others else None
-    return {"on_surface": round(float(near), 3), "likeness": round(float(likeness), 3), "rival": rival}
+    agreement = {"on_surface": round(float(near), 3), "likeness": round(float(likeness), 3)}
+    return {**agreement, "rival": rival(alignment)}
+
+
+def rival(alignment: Alignment, index: int = 0) -> float | None:
+    """Cost of the best hypothesis that is clearly different from one over the cost of that one; None if there is none.
+
+    Below 1 another place explains better what is seen.
+    """
+    others = [float(cost) for other, cost in enumerate(alignment.cost) if not alignment.same_place(index, other)]
+    return round(min(others) / float(alignment.cost[index]), 3) if others else None
 
 
 def _steps(total: Float[Tensor, "w 4 4"]) -> Float[Tensor, "w 4 4"]:

@@ -45,6 +45,8 @@ from afield.skills import DescriptorBasis, Skill, mode_of
 VERSION = 3
 """Changes when a trial of an older version is worth nothing any more."""
 EXTRACTOR = "dinov2-s-embedded"
+UNMOVED = 0.1
+"""A robot whose first try has moved the part by less than this share of what is asked tries the next way."""
 OPENED = 0.8
 """Where a part that is to be closed stands at first, as a share of its travel."""
 SHOWN = 1000
@@ -112,7 +114,7 @@ def _kept_trial(task: Task, kind: Kind, seed: int, config: ActBenchConfig) -> di
         return read_json(file)
     skill = make_skill(task, kind, config)
     trial = {"version": VERSION, **_trial(skill, task, kind, seed)}
-    if trial["cause"] not in (None, "refused"):  # the robot sees that the part has not moved
+    if trial["cause"] not in (None, "refused") and abs(trial["moved"]) < UNMOVED * trial["threshold"]:
         trial["second"] = _trial(skill, task, kind, seed, alternative=1)
     write_json(file, trial)
     return trial

@@ -182,28 +182,22 @@ def distill_video(
         "depth", load_depth, save_depth, lambda: _depth(video, sensed, cameras, free, config, progress)
     )
     masks = run.stage(
-        "masks",
-        ObjectMasks.load,
-        ObjectMasks.save,
+        *("masks", ObjectMasks.load, ObjectMasks.save),
         lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
     )
     known, mask = depth.reference(video.size), masks.masks[free[-1]]
     tracks = run.stage(
-        "tracks",
-        ObjectTracks.load,
-        ObjectTracks.save,
+        *("tracks", ObjectTracks.load, ObjectTracks.save),
         lambda: track_object(
             *(video, cameras, mask, known, free[-1], hands, _tracker(video, config)),
             count=config.points,
             progress=progress,
         ),
     )
-    swept = config.depth == "plane-sweep" and sensed is None
+    frames = video.frames if config.depth == "plane-sweep" and sensed is None else None
     contact = run.stage(
-        "contact",
-        Contact.load,
-        Contact.save,
-        lambda: find_contact(cameras, hands, tracks, mask, known, video.frames if swept else None, progress=progress),
+        *("contact", Contact.load, Contact.save),
+        lambda: find_contact(cameras, hands, tracks, mask, known, frames, progress=progress),
     )
     own = posed_views(video, cameras, depth, masks.masks, narration)
     observation, labels, basis = run.stage(

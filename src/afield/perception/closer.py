@@ -51,9 +51,12 @@ def closer_depth(
         camera: its camera.
         others: other frames and their cameras.
         window: where depth is wanted.
-        near: smallest depth looked for.
+        near: smallest depth looked for, along the optical axis, in the units of the cameras' places.
         far: largest depth looked for.
         progress: show a progress bar.
+
+    Returns:
+        Depth in the same units, everywhere: where no plane agrees, that of the one which disagrees least.
     """
     left, top, right, bottom = window
     size = (right - left, bottom - top)
@@ -81,7 +84,16 @@ def closer_depth(
 def guided_filter(
     guide: Float[np.ndarray, "h w 3"], radius: int, alike: float
 ) -> Callable[[Float[np.ndarray, "h w"]], Float[np.ndarray, "h w"]]:
-    """A filter that averages an image over squares, but not across the borders of a colour image (He et al. 2010)."""
+    """A filter that averages an image over squares, but not across the borders of a colour image (He et al. 2010).
+
+    Args:
+        guide: the colour image, 0 to 1.
+        radius: of the squares, in pixels to each side.
+        alike: variance of colours below which neighbours are averaged.
+
+    Returns:
+        A function of an image of the same size.
+    """
 
     def box(image: np.ndarray) -> np.ndarray:
         return cv2.boxFilter(image, -1, (2 * radius + 1, 2 * radius + 1))

@@ -180,7 +180,7 @@ def _difference(
 
 
 def relative_pose(camera: Camera, other: Camera) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    """Rotation and shift from one camera's coordinates to another's."""
+    """R and t of x_other = R x_camera + t; t in the units of the cameras' places."""
     first, second = camera.T_world_camera.double().numpy(), other.T_world_camera.double().numpy()
     between = np.linalg.inv(second) @ first
     return between[:3, :3], between[:3, 3]

@@ -72,8 +72,9 @@ class HandViews:
     turned: Float[np.ndarray, "t"]
     """Share of its whole turn that the part has made, 0 to 1."""
     focal: float
+    """Pixels."""
     away: float
-    """Depth of the object next to the fingertips in the first of the frames."""
+    """Depth of the object next to the fingertips in the first of the frames, in units of the camera path."""
     metre: float
     """How many units a metre is, as the palm in the first frame says."""
 

@@ -76,9 +76,8 @@ def touched(
     views = hand_views(path, hands, tracks, mask, depth, held)
     hand = None if views is None else locate_hand(views)
     if hand is not None and np.linalg.norm(hand.turn) < MOST_TURN:
-        if frames is not None:
-            depth = looked_closer(path, hands, tracks, mask, depth, held[0], frames, progress)
-        region = touched_by_held(path, tracks.reference, mask, depth, hand, held[0])
+        finer = depth if frames is None else looked_closer(path, hands, tracks, mask, depth, held[0], frames, progress)
+        region = touched_by_held(path, tracks.reference, mask, finer, hand, held[0])
         if region.sum() >= SMALLEST:
             return region
     return touched_in_frame(path, hands, tracks, mask, depth, held[0])
@@ -107,6 +106,9 @@ def hand_views(
     first = int(chosen[0])
     seen, away = _projected(path, tracks, mask, depth, first)
     near = _depth_near(hands, first, seen, away)
+    metre = near * pixels_per_meter(hands, first) / path.focal
+    if not (near > 0 and metre > 0 and np.isfinite(hands.depth[chosen]).all()):
+        return None
     camera_world = np.linalg.inv(path.T_world_camera[chosen].double().numpy())
     return HandViews(
         landmarks=hands.landmarks[chosen].astype(float) - [(path.width - 1) / 2, (path.height - 1) / 2],
@@ -115,7 +117,7 @@ def hand_views(
         turned=turns[chosen] / turns[chosen].max(),
         focal=path.focal,
         away=near,
-        metre=near * pixels_per_meter(hands, first) / path.focal,
+        metre=metre,
     )
 
 
