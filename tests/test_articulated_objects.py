@@ -129,14 +129,14 @@ def test_errors_are_measured_against_the_nearest_twin() -> None:
 
 def test_shares_are_of_other_instances_only() -> None:
     one = {"skill": "a", "row": "default", "yaw_deg": 1.0, "contact_cm": 1.0, "contact_percent": 1.0, "axis_deg": 2.0,
-           "axis_cm": None, "cpu_seconds": 1.0}  # fmt: skip
+           "axis_cm": None, "cpu_seconds": 1.0, "quality": {"on_surface": 0.9, "likeness": 0.5}}  # fmt: skip
     trials = [
-        {**one, "target": "a", "ok": True},
-        {**one, "target": "b", "ok": False},
+        {**one, "target": "a", "ok": True, "quality": {"on_surface": 0.3, "likeness": 0.9}},
+        {**one, "target": "b", "ok": False, "quality": {"on_surface": 0.7, "likeness": 0.2}},
         {**one, "target": "b", "ok": True},
     ]
     result = summarize(trials)
-    assert result["share_ok_default"] == 0.5
+    assert result["share_ok_default"] == 0.5 and result["refused_default"] == 1
     assert result["rows"]["default"]["a -> b"]["ok"] == 0.5
     assert result["rows"]["default"]["a -> b"]["axis_cm"] is None
 

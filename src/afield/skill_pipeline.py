@@ -275,6 +275,12 @@ def detector_by_name(name: str, floor: float | None, seed: int = 0) -> GraspDete
     return ContactGraspNetDetector(check=antipodal, seed=seed)
 
 
+def is_unlike(quality: Mapping[str, Any]) -> bool:
+    """Whether an alignment of this quality (see `afield.transfer_skill.judge`) explains too little of what is seen."""
+    on_surface, likeness = quality["on_surface"], quality["likeness"]
+    return on_surface < LEAST_ON_SURFACE or on_surface + likeness < LEAST_TOGETHER
+
+
 def refuse_if_unlike(skill: str, scene: str, quality: Mapping[str, Any], *, force: bool) -> None:
     """Refuse an alignment that does not explain what is seen.
 
@@ -287,16 +293,15 @@ def refuse_if_unlike(skill: str, scene: str, quality: Mapping[str, Any], *, forc
     Raises:
         AfieldError: it does not, and nobody forces it.
     """
-    why = None
+    if not is_unlike(quality):
+        return
     if quality["on_surface"] < LEAST_ON_SURFACE:
         why = f"only {quality['on_surface']:.0%} of what is seen lies on its aligned surface"
-    elif quality["on_surface"] + quality["likeness"] < LEAST_TOGETHER:
+    else:
         why = (
             f"{quality['on_surface']:.0%} of what is seen lies on its aligned surface, but its descriptors are too different "
             f"(cosine {quality['likeness']:.2f})"
         )
-    if why is None:
-        return
     sentence = f"The object in '{scene}' is not like the one of the skill '{skill}': {why}."
     if not force:
         raise AfieldError(f"{sentence} `--force` tries it anyway.")

@@ -41,6 +41,7 @@ from afield.fields.volume import Volume
 from afield.geometry import look_at, rotation_about_axis
 from afield.observation import Camera, Observation
 from afield.perception.features import extractor_by_name
+from afield.skill_pipeline import is_unlike
 from afield.skills import DescriptorBasis, Skill
 from afield.target import Target, see_target
 from afield.transfer_skill import SkillTransfer, carry_over
@@ -88,8 +89,8 @@ def run(config: AlignBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     """Align every pair in every way; see the module's head.
 
     Returns:
-        `share_ok_default` over all pairs of different instances, shares and medians by row and pair, every trial, and what had
-        to be skipped and why.
+        `share_ok_default` over all pairs of different instances, `refused_default`: how many of these `afield act` would refuse,
+        shares and medians by row and pair, every trial, and what had to be skipped and why.
 
     Raises:
         AfieldError: the manifest names no pairs, or a row is unknown.
@@ -311,7 +312,7 @@ def summarize(trials: list[dict[str, Any]]) -> dict[str, Any]:
     }
     others = [t for t in trials if t["skill"] != t["target"] and t["row"] == "default"]
     share = round(float(np.mean([t["ok"] for t in others])), 3) if others else None
-    return {"rows": rows, "share_ok_default": share}
+    return {"rows": rows, "share_ok_default": share, "refused_default": sum(is_unlike(t["quality"]) for t in others)}
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -327,7 +328,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines += [f"\nSkipped {' -> '.join(entry['pair'])}: {entry['why']}" for entry in result["skipped"]]
     share = result["share_ok_default"]
     lines.append(
-        f"\nOther instances with contact within 5 cm and axis within 15 degrees: {'-' if share is None else share}"
+        f"\nOther instances with contact within 5 cm and axis within 15 degrees: {'-' if share is None else share}; "
+        f"`afield act` would refuse {result['refused_default']}."
     )
     return "\n".join(lines)
 
