@@ -1,5 +1,6 @@
 """One demonstration, repeated elsewhere: one-shot transfer of grasps and skills through neural fields."""
 
+from afield import threads as threads
 from afield.demonstration import Demonstration as Demonstration
 from afield.demonstration import demonstrate as demonstrate
 from afield.errors import AfieldError as AfieldError

@@ -327,10 +327,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         lines.append(f"| {pair} | {found['ok']:.2f} | {_cells([found])} |")
     lines += [f"\nSkipped {' -> '.join(entry['pair'])}: {entry['why']}" for entry in result["skipped"]]
     share = result["share_ok_default"]
-    lines.append(
-        f"\nOther instances with contact within 5 cm and axis within 15 degrees: {'-' if share is None else share}; "
-        f"`afield act` would refuse {result['refused_default']}."
-    )
+    if share is not None:
+        lines.append(
+            f"\nOther instances with contact within 5 cm and axis within 15 degrees: {share}; "
+            f"`afield act` would refuse {result['refused_default']}."
+        )
     return "\n".join(lines)
 
 
