@@ -37,9 +37,20 @@ from afield.optimize import AdamConfig, best_distinct, minimize_adam
 from afield.scene import Plane
 from afield.simulate import GraspTest, GraspTestConfig, World, build_world, simulate_grasp
 from afield.simulate.closing import closing_step
+from afield.simulate.grasp_test import DIRECTIONS
 from afield.simulate.rehearse import reached
 from afield.simulate.world import HandActuation, carrier_pose, hand_joint_ids
 from afield.starts import palm_towards
+from afield.steady import Attempt, SteadyConfig, noisy_hands, steadier
+
+STOP = GraspTestConfig(stop_early=True)
+"""The grasp test, ended where it fails."""
+ENOUGH_ON_PART = 0.6
+"""Share of the contacts on the part that counts as all of them."""
+HELD = 2.0
+"""What holding adds to the score of a noisy repetition ..."""
+MOST = 1.0 + len(DIRECTIONS) / 2 + 2.0 * ENOUGH_ON_PART + HELD
+"""... and the highest score of one: lifted, through all pushes, on the part."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ class SynthesisConfig:
     """Noisy repetitions of each."""
     max_overlap: float = 0.004
     """The hand may overlap the object this deeply, in metres."""
+    steady: SteadyConfig = field(default_factory=SteadyConfig)
+    """How the one that is left is made to hold more often."""
     weights: Mapping[str, float] = field(
         default_factory=lambda: {
             "contact": 20.0,
@@ -269,8 +282,37 @@ def synthesize_grasp(
         robustness(world, hand, candidate.beta, part.points, config.trials, config.seed)
         for candidate in tqdm(held, desc="repeat with noise", unit="grasp", disable=not progress)
     ]
-    best = max(range(len(held)), key=lambda i: shares[i])
-    return Synthesized(held[best].beta, shares[best], held[best].test)
+    best = held[max(range(len(held)), key=lambda i: shares[i])]
+    beta = steady_grasp(world, part, hand, best.beta, config, progress=progress)
+    share = robustness(world, hand, beta, part.points, 2 * config.trials, config.seed + 1)
+    return Synthesized(beta, share, simulate_grasp(world, hand, beta, part.points, STOP, progress=False))
+
+
+def steady_grasp(
+    world: World, part: Part, hand: Hand, beta: Float[Tensor, "d"], config: SynthesisConfig, *, progress: bool = True
+) -> Float[Tensor, "d"]:
+    """A grasp nearby that holds the part in more noisy repetitions.
+
+    Args:
+        world: with known objects.
+        part: what is held.
+        hand: the hand.
+        beta: the grasp to begin with.
+        config: its `steady` says how long to search.
+        progress: show a progress bar.
+    """
+
+    def attempt(varied: Float[Tensor, "d"]) -> Attempt:
+        """A noisy repetition in physics."""
+        made = _test(world, part, hand, varied)
+        return Attempt(made.test.success, made.score + HELD * made.test.success)
+
+    def admit(varied: Float[Tensor, "d"]) -> bool:
+        """Whether the grasp itself holds the part and hardly overlaps it."""
+        made = _test(world, part, hand, varied)
+        return made.holds and made.overlap < config.max_overlap
+
+    return steadier(hand, beta, attempt, admit, MOST, config.steady, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -290,16 +332,19 @@ class _Candidate:
     @property
     def score(self) -> float:
         """How far it got in the test, more on the part than elsewhere."""
-        return reached(self.test) + 2.0 * min(self.on_part, 0.6)
+        return reached(self.test) + 2.0 * min(self.on_part, ENOUGH_ON_PART)
 
 
 def _try(world: World, part: Part, hand: Hand, beta: Float[Tensor, "d"]) -> _Candidate:
-    closed = close_fingers(world, hand, beta, part.points)
-    test = simulate_grasp(world, hand, closed, part.points, GraspTestConfig(stop_early=True), progress=False)
+    return _test(world, part, hand, close_fingers(world, hand, beta, part.points))
+
+
+def _test(world: World, part: Part, hand: Hand, beta: Float[Tensor, "d"]) -> _Candidate:
+    test = simulate_grasp(world, hand, beta, part.points, STOP, progress=False)
     pose = torch.tensor(next(o for o in world.objects if o.name == world.target).T_world_object, dtype=torch.float32)
     contacts = torch.tensor(test.contacts, dtype=torch.float32) @ pose[:3, :3].T + pose[:3, 3]
     near = torch.cdist(contacts, part.points[part.inside]).amin(dim=-1) < 0.01 if len(contacts) else torch.zeros(1)
-    return _Candidate(closed, test, float(near.float().mean()))
+    return _Candidate(beta, test, float(near.float().mean()))
 
 
 def _noisy(hand: Hand, beta: Float[Tensor, "d"], generator: torch.Generator) -> Float[Tensor, "d"]:
@@ -363,14 +408,11 @@ def robustness(
     world: World, hand: Hand, beta: Float[Tensor, "d"], surface: Float[Tensor, "n 3"], trials: int, seed: int
 ) -> float:
     """Share of noisy repetitions (4 mm, 3 degrees, 0.05 rad in the joints) that hold."""
-    generator = torch.Generator().manual_seed(seed)
-    scale = torch.full_like(beta, 0.05)
-    scale[:3] = 0.004
-    held = 0
-    for _ in range(trials):
-        noisy = hand.clamp(beta + scale * torch.randn(len(beta), generator=generator))
-        held += simulate_grasp(world, hand, noisy, surface, GraspTestConfig(stop_early=True), progress=False).success
-    return held / trials
+    tests = [
+        simulate_grasp(world, hand, noisy, surface, STOP, progress=False)
+        for noisy in noisy_hands(hand, beta, trials, seed)
+    ]
+    return sum(test.success for test in tests) / trials
 
 
 def _starts(part: Part, hand: Hand, count: int, generator: torch.Generator) -> Float[Tensor, "count d"]:

@@ -36,7 +36,7 @@ from afield.scene import Scene
 from afield.simulate import World, world_from_capture
 from afield.simulate.rehearse import STRICT
 from afield.simulate.world import WorldObject
-from afield.synthesis import SynthesisConfig, Synthesized, find_part, synthesize_grasp
+from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 
 HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
 """Hand and image features of the benchmark, if no others are asked for."""
@@ -163,12 +163,14 @@ def make_demonstration(bench: Bench, name: str, part: str) -> None:
     objects, hand = bench.manifest().objects, bench.load_hand()
     world = upright_world(objects[name])
     found = synthesize_grasp(world, find_part(world, part), hand, SynthesisConfig(seed=bench.seed), progress=False)
-    write_json(file, demonstration_content(found, world, hand, name, part))
+    write_json(file, demonstration_content(found.beta, found.robustness, world, hand, name, part))
 
 
-def demonstration_content(found: Synthesized, world: World, hand: Hand, name: str, part: str) -> dict[str, Any]:
-    """A synthesized grasp in its object's frame, for a JSON file."""
-    pose, joints = hand.split(found.beta)
+def demonstration_content(
+    beta: Float[Tensor, "d"], robustness: float, world: World, hand: Hand, name: str, part: str
+) -> dict[str, Any]:
+    """A synthesized grasp in its object's frame, for a JSON file; `robustness` is the share of noisy repetitions that hold."""
+    pose, joints = hand.split(beta)
     T_object_hand = torch.linalg.inv(torch.tensor(world.objects[0].T_world_object).float()) @ pose
     return {
         "hand": hand.name,
@@ -179,7 +181,7 @@ def demonstration_content(found: Synthesized, world: World, hand: Hand, name: st
             "quat_wxyz": [round(float(x), 6) for x in matrix_to_quat_wxyz(T_object_hand[:3, :3])],
         },
         "joints": {name: round(float(angle), 4) for name, angle in zip(hand.joint_names, joints, strict=True)},
-        "robustness": round(found.robustness, 3),
+        "robustness": round(robustness, 3),
     }
 
 
