@@ -275,6 +275,7 @@ class _Log:
     """A file that writes to the log."""
 
     def write(self, text: str) -> int:
+        """A line of the log; the line break that follows every one is no line of its own."""
         if text.strip():
             logger.info(text.strip())
         return len(text)
