@@ -13,7 +13,15 @@ from scipy.spatial.transform import Rotation
 
 from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
-from afield.distill.stages.touched import Found, hand_views, looked_closer, touched, touched_by_held, touched_in_frame
+from afield.distill.stages.touched import (
+    Found,
+    hand_views,
+    looked_closer,
+    pixels_per_meter,
+    touched,
+    touched_by_held,
+    touched_in_frame,
+)
 from afield.distill.stages.tracks import ObjectTracks
 from afield.geometry import look_at
 from afield.observation import Camera
@@ -194,6 +202,37 @@ def test_a_hand_that_turns_farther_than_a_wrist_can_is_not_believed(monkeypatch:
     found, _ = plate_scene(65.0)
     monkeypatch.setattr("afield.distill.stages.touched.MOST_TURN", 0.1)  # it turns by 32 degrees
     assert (touched(found, HELD) == touched_in_frame(found, 3)).all()
+
+
+def test_what_is_touched_is_seen_beside_the_hand() -> None:
+    """A mask that ends in the middle of the fingers cuts the region off a finger's width farther."""
+    found, joints = plate_scene(65.0)
+    hand = HeldHand(joints, 1.0, np.zeros(3), 0.0)
+    masks = found.hands.masks.copy()
+    end = int(np.median(found.hands.landmarks[3, 8:, 0]))
+    masks[3, :, :end] = True
+    masked = replace(found, hands=replace(found.hands, masks=masks))
+    columns = found.seen_in(3)[0][:, 0]
+    reach = 0.012 * pixels_per_meter(found.hands, 3)
+    assert reach > 5
+    for region in (lambda given: touched_by_held(given, hand, 3), lambda given: touched_in_frame(given, 3)):
+        whole, part = region(found), region(masked)
+        kept = part[found.pixels()]
+        assert (part & ~whole).sum() == 0 and 0 < part.sum() < whole.sum()
+        assert end + reach - 2 < columns[kept].max() < end + reach + 1
+        left = columns < end + reach - 3
+        assert (kept[left] == whole[found.pixels()][left]).all()
+
+
+@pytest.mark.parametrize("turn", [(-70, 25, 40), (0, 0, 0), (60, 0, 20), (20, 70, -30), (90, 0, 0), (0, 90, 0)])
+def test_the_size_of_a_hand_is_told_from_every_side(turn: tuple[int, int, int]) -> None:
+    """Also where the palm is seen aslant, as by `(60, 0, 20)`; this hand is 8% larger than the average one."""
+    joints = bend_hand(GRIP).joints
+    places = np.stack([joints[name] for name in JOINTS]) @ Rotation.from_euler("xyz", turn, True).as_matrix().T
+    landmarks = np.repeat((places[None, :, :2] * 600 + 300).astype(np.float32), 3, axis=0)
+    depth = np.repeat((0.4 * 600 * (places[:, 2] - places[0, 2]))[None].astype(np.float32), 3, axis=0)
+    hands = HandTrack(landmarks, depth, np.full(3, 2), np.zeros((3, 8, 8), bool))
+    assert pixels_per_meter(hands, 1) == pytest.approx(600, rel=0.15)
 
 
 def test_a_located_hand_that_meets_nothing_touches_nothing() -> None:

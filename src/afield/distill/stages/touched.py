@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -16,14 +17,18 @@ from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
 from afield.perception.closer import Window, closer_depth
-from afield.perception.held_hand import HandViews, HeldHand, locate_hand
+from afield.perception.held_hand import LENGTHS, HandViews, HeldHand, locate_hand
 
 REACH = 0.018
 """Metres: what of the object lies within a finger's width of a finger is touched."""
 FINGER_RADIUS = 0.007
 """Metres."""
-PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
-"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
+PALM = {(0, 9): 0.095, (5, 17): 0.068}
+"""Metres across the palm of a grown-up: all that is told of a hand's size where only its mask is known."""
+UPRIGHT = 0.95
+"""Quantile of the bones by how long they are seen: of so many some lie across the line of sight."""
+BESIDE = 0.012
+"""Metres in the picture from the hand's outline to what it touches: a finger's width or less, as it is seen aslant."""
 FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
 """Landmarks of the two outer bones of each finger, thumb first."""
 LEAST_TURN = 0.25
@@ -81,6 +86,15 @@ class Found:
         """Where they are in the picture of a frame, and how far away."""
         seen, away = self.path.camera(frame).project(torch.from_numpy(self.surface()).float())
         return seen.numpy(), away.numpy()
+
+    def beside_hand(self, frame: int) -> Bool[np.ndarray, "n"]:
+        """Whether they are seen behind the hand of a frame, or so near it that they may be touched."""
+        mask = self.hands.masks[frame]
+        columns, rows = np.round(self.seen_in(frame)[0]).astype(int).T
+        if not mask.any():
+            return np.ones(len(rows), bool)
+        off = np.asarray(distance_transform_edt(~mask)) / pixels_per_meter(self.hands, frame)
+        return off[rows.clip(0, len(off) - 1), columns.clip(0, off.shape[1] - 1)] < BESIDE
 
     def region(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "h w"]:
         """A mask of the chosen ones without specks."""
@@ -175,7 +189,7 @@ def touched_by_held(found: Found, hand: HeldHand, contact: int) -> Bool[np.ndarr
     bones = bones + SHARE * _resting_depth(beheld(bones), beheld(surface)) * hand.metre * sight
     shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
     far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
-    return found.region(far < HELD_REACH)
+    return found.region((far < HELD_REACH) & found.beside_hand(found.with_hand(contact)))
 
 
 def looked_closer(found: Found, contact: int, frames: UInt8[np.ndarray, "t h w 3"], progress: bool) -> Found:
@@ -221,7 +235,7 @@ def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
     bones[:, 2] += _resting_depth(bones, surface)
     far = KDTree(bones).query(surface)[0]
-    region = found.region(far < REACH + FINGER_RADIUS)
+    region = found.region((far < REACH + FINGER_RADIUS) & found.beside_hand(frame))
     if region.sum() < SMALLEST:
         raise AfieldError(
             f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
@@ -247,11 +261,11 @@ def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "
 
 
 def pixels_per_meter(hands: HandTrack, frame: int) -> float:
-    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
+    """How large a metre at the hand is in the picture: bones are alike, and seen from their ends they only get shorter."""
     near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
-    lengths = [
-        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
-        for f in near
-        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
+    bones, quantile = (LENGTHS, UPRIGHT) if hands.depth[near].any() else (PALM, 0.9)
+    seen = [
+        np.linalg.norm(hands.landmarks[near, a] - hands.landmarks[near, b], axis=1) / length
+        for (a, b), length in bones.items()
     ]
-    return float(np.quantile(lengths, 0.9)) if lengths else 1.0
+    return float(np.quantile(seen, quantile)) if near else 1.0
