@@ -13,7 +13,15 @@ from scipy.spatial.transform import Rotation
 
 from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
-from afield.distill.stages.touched import hand_views, looked_closer, touched, touched_by_held, touched_in_frame
+from afield.distill.stages.touched import (
+    Found,
+    hand_views,
+    looked_closer,
+    pixels_per_meter,
+    touched,
+    touched_by_held,
+    touched_in_frame,
+)
 from afield.distill.stages.tracks import ObjectTracks
 from afield.geometry import look_at
 from afield.observation import Camera
@@ -130,7 +138,11 @@ def test_two_frames_without_parallax_give_a_hand_of_human_size_at_the_object() -
     assert off(found, places[0]) < 0.06
 
 
-def plate_scene(door_degrees: float) -> tuple[CameraPath, HandTrack, ObjectTracks, np.ndarray, np.ndarray, np.ndarray]:
+HELD = (3, COUNT - 1)
+"""First contact and release in `plate_scene`."""
+
+
+def plate_scene(door_degrees: float) -> tuple[Found, np.ndarray]:
     """The hand of `held_scene` before a door at y = 0, of which mask, depth and motion are known; and its joints."""
     path, motion, places = held_scene(door_degrees, 0.5 * door_degrees)
     views = views_of(path, motion, places, told=0.01)
@@ -156,7 +168,7 @@ def plate_scene(door_degrees: float) -> tuple[CameraPath, HandTrack, ObjectTrack
         0,
     )
     known = np.where(mask, depth.reshape(HEIGHT, WIDTH), 0).astype(np.float32)
-    return path, hands, tracks, mask, known, places[0]
+    return Found(path, hands, tracks, mask, known), places[0]
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -164,46 +176,70 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_region_is_what_lies_near_the_true_fingers() -> None:
-    path, hands, tracks, mask, depth, joints = plate_scene(65.0)
-    rows, columns = np.nonzero(mask)
-    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
-    points = path.camera(0).backproject(pixels, torch.from_numpy(depth[rows, columns])).numpy()
+    found, joints = plate_scene(65.0)
     bones = np.concatenate(
         [np.linspace(joints[a], joints[a + 1], 20) for k in (1, 5, 9, 13, 17) for a in (k + 1, k + 2)]
     )
-    true = np.zeros_like(mask)
-    near = KDTree(bones).query(points)[0] < 0.024
-    true[rows[near], columns[near]] = True
-    views = hand_views(path, hands, tracks, mask, depth, (3, COUNT - 1))
+    true = np.zeros_like(found.mask)
+    true[found.pixels()] = KDTree(bones).query(found.surface())[0] < 0.024
+    views = hand_views(found, HELD)
     assert views is not None and off(locate_hand(views), joints) < 0.02
-    assert overlap(touched(path, hands, tracks, mask, depth, (3, COUNT - 1)), true) > 0.6
+    assert overlap(touched(found, HELD), true) > 0.6
 
 
 def test_a_hand_that_tells_nothing_of_its_depth_is_taken_from_one_frame() -> None:
-    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
-    held = (3, COUNT - 1)
-    assert hand_views(path, hands, tracks, mask, depth, held) is not None
-    still = replace(tracks, motion=np.repeat(np.eye(4, dtype=np.float32)[None], COUNT, axis=0))
-    assert hand_views(path, hands, still, mask, depth, held) is None
-    assert hand_views(path, replace(hands, depth=0 * hands.depth), tracks, mask, depth, held) is None
-    lost = replace(hands, state=np.where(np.isin(np.arange(COUNT), (3, 11)), 2, 1))
-    assert hand_views(path, lost, tracks, mask, depth, held) is None
-    single = touched_in_frame(path, lost, tracks, mask, depth, 3)
-    assert (touched(path, lost, tracks, mask, depth, held) == single).all()
+    found, _ = plate_scene(65.0)
+    assert hand_views(found, HELD) is not None
+    assert hand_views(plate_scene(10.0)[0], HELD) is None
+    assert hand_views(replace(found, hands=replace(found.hands, depth=0 * found.hands.depth)), HELD) is None
+    seldom = np.where(np.isin(np.arange(COUNT), (3, 7, 11)), 2, 1)
+    lost = replace(found, hands=replace(found.hands, state=seldom))
+    assert hand_views(lost, HELD) is None
+    assert (touched(lost, HELD) == touched_in_frame(lost, 3)).all()
 
 
 def test_a_hand_that_turns_farther_than_a_wrist_can_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
-    held = (3, COUNT - 1)
-    single = touched_in_frame(path, hands, tracks, mask, depth, 3)
+    found, _ = plate_scene(65.0)
     monkeypatch.setattr("afield.distill.stages.touched.MOST_TURN", 0.1)  # it turns by 32 degrees
-    assert (touched(path, hands, tracks, mask, depth, held) == single).all()
+    assert (touched(found, HELD) == touched_in_frame(found, 3)).all()
+
+
+def test_what_is_touched_is_seen_beside_the_hand() -> None:
+    """A mask that ends in the middle of the fingers cuts the region off a finger's width farther."""
+    found, joints = plate_scene(65.0)
+    hand = HeldHand(joints, 1.0, np.zeros(3), 0.0)
+    masks = found.hands.masks.copy()
+    end = int(np.median(found.hands.landmarks[3, 8:, 0]))
+    masks[3, :, :end] = True
+    masked = replace(found, hands=replace(found.hands, masks=masks))
+    columns = found.seen_in(3)[0][:, 0]
+    reach = 0.012 * pixels_per_meter(found.hands, 3)
+    assert reach > 5
+    for region in (lambda given: touched_by_held(given, hand, 3), lambda given: touched_in_frame(given, 3)):
+        whole, part = region(found), region(masked)
+        kept = part[found.pixels()]
+        assert (part & ~whole).sum() == 0 and 0 < part.sum() < whole.sum()
+        assert end + reach - 2 < columns[kept].max() < end + reach + 1
+        left = columns < end + reach - 3
+        assert (kept[left] == whole[found.pixels()][left]).all()
+
+
+@pytest.mark.parametrize("turn", [(-70, 25, 40), (0, 0, 0), (60, 0, 20), (20, 70, -30), (90, 0, 0), (0, 90, 0)])
+def test_the_size_of_a_hand_is_told_from_every_side(turn: tuple[int, int, int]) -> None:
+    """Also where the palm is seen aslant, as by `(60, 0, 20)`; this hand is 8% larger than the average one."""
+    joints = bend_hand(GRIP).joints
+    places = np.stack([joints[name] for name in JOINTS]) @ Rotation.from_euler("xyz", turn, True).as_matrix().T
+    landmarks = np.repeat((places[None, :, :2] * 600 + 300).astype(np.float32), 3, axis=0)
+    depth = np.repeat((0.4 * 600 * (places[:, 2] - places[0, 2]))[None].astype(np.float32), 3, axis=0)
+    hands = HandTrack(landmarks, depth, np.full(3, 2), np.zeros((3, 8, 8), bool))
+    assert pixels_per_meter(hands, 1) == pytest.approx(600, rel=0.15)
 
 
 def test_a_located_hand_that_meets_nothing_touches_nothing() -> None:
-    path, _, tracks, mask, depth, joints = plate_scene(65.0)
+    found, joints = plate_scene(65.0)
+    assert touched_by_held(found, HeldHand(joints, 1.0, np.zeros(3), 0.0), 3).any()
     aside = HeldHand(joints + [0.0, 0.0, 0.6], 1.0, np.zeros(3), 0.0)
-    assert not touched_by_held(path, tracks.reference, mask, depth, aside, 3).any()
+    assert not touched_by_held(found, aside, 3).any()
 
 
 def bar_views() -> tuple[list[np.ndarray], list[Camera], np.ndarray]:
@@ -251,8 +287,8 @@ def test_a_closer_look_is_taken_of_the_object_around_the_hand_only() -> None:
     pictures, cameras, true = bar_views()
     poses = torch.stack([camera.T_world_camera for camera in cameras])
     path = CameraPath(160, 120, 200.0, poses, torch.zeros(0, 3), torch.zeros(0), static=False, metric=True)
-    landmarks = np.tile(np.array([70.0, 50.0], np.float32), (9, 21, 1))
-    landmarks[:, ::2] += 20
+    landmarks = np.tile(np.array([70.0, 40.0], np.float32), (9, 21, 1))
+    landmarks[:, ::2] += [20, 10]
     hands = HandTrack(landmarks, np.zeros((9, 21), np.float32), np.full(9, 2), np.zeros((9, 120, 160), bool))
     nothing = np.zeros((9, 0), bool)
     still = np.repeat(np.eye(4, dtype=np.float32)[None], 9, axis=0)
@@ -263,31 +299,45 @@ def test_a_closer_look_is_taken_of_the_object_around_the_hand_only() -> None:
     coarse = plane_sweep(pictures[-1], cameras[-1], others, 0.9, 1.1)[0]
     mask = np.zeros((120, 160), bool)
     mask[20:100, 50:110] = coarse[20:100, 50:110] > 0
-    finer = looked_closer(path, hands, tracks, mask, coarse, 8, np.stack(pictures), False)
-    changed = finer != coarse
-    assert changed.any() and not changed[~mask].any() and not changed[:35].any() and not changed[:, 105:].any()
-    assert np.abs(finer - true)[changed].mean() < np.abs(coarse - true)[changed].mean()
-    first = replace(tracks, reference=0)
-    assert (looked_closer(path, hands, first, mask, coarse, 8, np.stack(pictures), False) == coarse).all()
+    mask[40:45, 86:92] = False
+    found = Found(path, hands, tracks, mask, coarse)
+    finer = looked_closer(found, 8, np.stack(pictures), False)
+    changed = finer.depth != coarse
+    rows, columns = np.nonzero(changed)
+    assert not changed[~mask].any()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (
+        35,
+        55,
+        65,
+        95,
+    )  # .3 of 20 pixels more than the hand
+    assert np.abs(finer.depth - true)[changed].mean() < np.abs(coarse - true)[changed].mean()
+    first = replace(found, tracks=replace(tracks, reference=0))
+    assert looked_closer(first, 8, np.stack(pictures), False) is first
 
 
 def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame_and_its_depth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
-    single = touched_in_frame(path, hands, tracks, mask, depth, 3)
-    monkeypatch.setattr("afield.distill.stages.touched.looked_closer", lambda *given: 1.5 * given[4])
+    found, _ = plate_scene(65.0)
+    single = touched_in_frame(found, 3)
+    slanted = replace(found, depth=found.depth * np.linspace(0.9, 1.4, WIDTH, dtype=np.float32))
+    assert (touched_in_frame(slanted, 3) != single).any()
+    monkeypatch.setattr("afield.distill.stages.touched.looked_closer", lambda *given: slanted)
     monkeypatch.setattr("afield.distill.stages.touched.HELD_REACH", 0.0)
     frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    assert (touched(path, hands, tracks, mask, depth, (3, COUNT - 1), frames) == single).all()
+    assert (touched(found, HELD, frames) == single).all()
 
 
-def test_landmarks_in_one_place_locate_no_hand() -> None:
-    path, hands, tracks, mask, depth, _ = plate_scene(65.0)
+def test_landmarks_in_one_place_and_objects_behind_the_camera_locate_no_hand() -> None:
+    found, _ = plate_scene(65.0)
+    hands, poses = found.hands, found.path.T_world_camera
     point = replace(hands, landmarks=np.repeat(hands.landmarks[:, :1], 21, axis=1))
-    assert hand_views(path, point, tracks, mask, depth, (3, COUNT - 1)) is None
+    assert hand_views(replace(found, hands=point), HELD) is None
     unknown = replace(hands, depth=np.full_like(hands.depth, np.nan))
-    assert hand_views(path, unknown, tracks, mask, depth, (3, COUNT - 1)) is None
+    assert hand_views(replace(found, hands=unknown), HELD) is None
+    averted = torch.cat((poses[:3], poses[3:] @ torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0]))))
+    assert hand_views(replace(found, path=replace(found.path, T_world_camera=averted)), HELD) is None
 
 
 def test_the_guided_filter_smooths_within_colours_and_keeps_constants() -> None:

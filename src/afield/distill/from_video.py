@@ -66,7 +66,7 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 4
+VERSION = 5
 """Changes when the results of an older version are worth nothing any more."""
 
 
@@ -275,6 +275,7 @@ class _Log:
     """A file that writes to the log."""
 
     def write(self, text: str) -> int:
+        """A line of the log; the line break that follows every one is no line of its own."""
         if text.strip():
             logger.info(text.strip())
         return len(text)

@@ -41,6 +41,7 @@ def write_shown(capture: Path, observation: Observation, shown: Shown) -> None:
     """Write the labels of a capture into its folder."""
 
     def fill(folder: Path) -> None:
+        """Write the masks and the flow, and the JSON file that names them."""
         masks = {}
         for view, mask in zip(observation.views, shown.labels.contact, strict=True):
             if mask is not None:

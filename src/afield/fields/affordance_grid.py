@@ -115,6 +115,7 @@ def trilinear_gradient(grid: Float[Tensor, "z y x"], points: Float[Tensor, "n 3"
     u, v, w = share.unbind(dim=-1)
 
     def mix(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
+        """From `a` to `b` as `t` goes from 0 to 1."""
         return a + t * (b - a)
 
     along_x = [[corner[k][j][1] - corner[k][j][0] for j in (0, 1)] for k in (0, 1)]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
-from afield.distill.stages.touched import touched
+from afield.distill.stages.touched import Found, touched
 from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
@@ -96,7 +96,8 @@ def find_contact(
     while contact > reference + 1 and slow[contact] < limit:
         contact -= 1
     release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
-    region = touched(path, hands, tracks, mask, depth, (contact, release), frames, progress=progress)
+    found = Found(path, hands, tracks, mask, depth)
+    region = touched(found, (contact, release), frames, progress=progress)
     return Contact(reference, contact, onset, release, region)
 
 

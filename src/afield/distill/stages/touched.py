@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
 
@@ -14,14 +17,18 @@ from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
 from afield.perception.closer import Window, closer_depth
-from afield.perception.held_hand import HandViews, HeldHand, locate_hand
+from afield.perception.held_hand import LENGTHS, HandViews, HeldHand, locate_hand
 
 REACH = 0.018
 """Metres: what of the object lies within a finger's width of a finger is touched."""
 FINGER_RADIUS = 0.007
 """Metres."""
-PALM_LENGTH, PALM_WIDTH = 0.095, 0.068
-"""Metres from the wrist to the middle finger's knuckle, and from the first to the last knuckle, of most grown-ups."""
+PALM = {(0, 9): 0.095, (5, 17): 0.068}
+"""Metres across the palm of a grown-up: all that is told of a hand's size where only its mask is known."""
+UPRIGHT = 0.95
+"""Quantile of the bones by how long they are seen: of so many some lie across the line of sight."""
+BESIDE = 0.012
+"""Metres in the picture from the hand's outline to what it touches: a finger's width or less, as it is seen aslant."""
 FINGER_BONES = ((2, 3), (3, 4), (6, 7), (7, 8), (10, 11), (11, 12), (14, 15), (15, 16), (18, 19), (19, 20))
 """Landmarks of the two outer bones of each finger, thumb first."""
 LEAST_TURN = 0.25
@@ -44,12 +51,61 @@ SMALLEST = 10
 """Pixels; less is no contact region."""
 
 
+@dataclass(frozen=True)
+class Found:
+    """What the stages before have found."""
+
+    path: CameraPath
+    hands: HandTrack
+    """The acting hand."""
+    tracks: ObjectTracks
+    """How the part moves."""
+    mask: Bool[np.ndarray, "h w"]
+    """The object in the reference frame of the tracks."""
+    depth: Float[np.ndarray, "h w"]
+    """Of that frame; 0 is unknown."""
+
+    def with_hand(self, frame: int) -> int:
+        """The frame nearest to a given one in which the hand was found."""
+        known = np.flatnonzero(self.hands.state == 2)
+        return int(known[np.abs(known - frame).argmin()])
+
+    def pixels(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and columns of the object in the reference frame."""
+        rows, columns = np.nonzero(self.mask & (self.depth > 0))
+        return rows, columns
+
+    def surface(self) -> Float[np.ndarray, "n 3"]:
+        """The points of these pixels in the world, before anything has moved."""
+        rows, columns = self.pixels()
+        pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
+        depth = torch.from_numpy(self.depth[rows, columns]).float()
+        return self.path.camera(self.tracks.reference).backproject(pixels, depth).double().numpy()
+
+    def seen_in(self, frame: int) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
+        """Where they are in the picture of a frame, and how far away."""
+        seen, away = self.path.camera(frame).project(torch.from_numpy(self.surface()).float())
+        return seen.numpy(), away.numpy()
+
+    def beside_hand(self, frame: int) -> Bool[np.ndarray, "n"]:
+        """Whether they are seen behind the hand of a frame, or so near it that they may be touched."""
+        mask = self.hands.masks[frame]
+        columns, rows = np.round(self.seen_in(frame)[0]).astype(int).T
+        if not mask.any():
+            return np.ones(len(rows), bool)
+        off = np.asarray(distance_transform_edt(~mask)) / pixels_per_meter(self.hands, frame)
+        return off[rows.clip(0, len(off) - 1), columns.clip(0, off.shape[1] - 1)] < BESIDE
+
+    def region(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "h w"]:
+        """A mask of the chosen ones without specks."""
+        rows, columns = self.pixels()
+        region = np.zeros(self.mask.shape, np.uint8)
+        region[rows[chosen], columns[chosen]] = 1
+        return cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+
+
 def touched(
-    path: CameraPath,
-    hands: HandTrack,
-    tracks: ObjectTracks,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
+    found: Found,
     held: tuple[int, int],
     frames: UInt8[np.ndarray, "t h w 3"] | None = None,
     *,
@@ -61,11 +117,7 @@ def touched(
     frame of first contact has to do.
 
     Args:
-        path: cameras.
-        hands: the acting hand.
-        tracks: how the part moves.
-        mask: the object in the reference frame of the tracks.
-        depth: of that frame.
+        found: of the video so far.
         held: frames of first contact and of release.
         frames: the video, where a closer look at depth is wanted.
         progress: show progress bars.
@@ -73,41 +125,35 @@ def touched(
     Raises:
         AfieldError: the hand touches nothing of the object.
     """
-    views = hand_views(path, hands, tracks, mask, depth, held)
+    views = hand_views(found, held)
     hand = None if views is None else locate_hand(views)
     if hand is not None and np.linalg.norm(hand.turn) < MOST_TURN:
-        finer = depth if frames is None else looked_closer(path, hands, tracks, mask, depth, held[0], frames, progress)
-        region = touched_by_held(path, tracks.reference, mask, finer, hand, held[0])
+        finer = found if frames is None else looked_closer(found, held[0], frames, progress)
+        region = touched_by_held(finer, hand, held[0])
         if region.sum() >= SMALLEST:
             return region
-    return touched_in_frame(path, hands, tracks, mask, depth, held[0])
+    return touched_in_frame(found, held[0])
 
 
-def hand_views(
-    path: CameraPath,
-    hands: HandTrack,
-    tracks: ObjectTracks,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
-    held: tuple[int, int],
-) -> HandViews | None:
+def hand_views(found: Found, held: tuple[int, int]) -> HandViews | None:
     """The hand as the part sees it while it is held; None where that would tell nothing about the depth of its joints.
 
     That is where the part hardly turns, where the hand is found too seldom, and where a mask alone is known of it.
     """
-    found = np.array([frame for frame in range(held[0], held[1] + 1) if hands.state[frame] == 2])
-    if len(found) < FEWEST_FRAMES or not hands.depth[found].any():
+    path, hands = found.path, found.hands
+    known = np.array([frame for frame in range(held[0], held[1] + 1) if hands.state[frame] == 2])
+    if len(known) < FEWEST_FRAMES or not hands.depth[known].any():
         return None
-    chosen = found[np.unique(np.linspace(0, len(found) - 1, MOST_FRAMES).round().astype(int))]
-    motion = tracks.motion.astype(float)
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, MOST_FRAMES).round().astype(int))]
+    motion = found.tracks.motion.astype(float)
     turns = Rotation.from_matrix(motion[held[0], :3, :3].T @ motion[:, :3, :3]).magnitude()
     if turns[chosen].max() < LEAST_TURN:
         return None
     first = int(chosen[0])
-    seen, away = _projected(path, tracks, mask, depth, first)
+    seen, away = found.seen_in(first)
     near = _depth_near(hands, first, seen, away)
     metre = near * pixels_per_meter(hands, first) / path.focal
-    if not (near > 0 and metre > 0 and np.isfinite(hands.depth[chosen]).all()):
+    if not (metre > 0 and np.isfinite(hands.depth[chosen]).all()):
         return None
     camera_world = np.linalg.inv(path.T_world_camera[chosen].double().numpy())
     return HandViews(
@@ -121,22 +167,15 @@ def hand_views(
     )
 
 
-def touched_by_held(
-    path: CameraPath,
-    reference: int,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
-    hand: HeldHand,
-    contact: int,
-) -> Bool[np.ndarray, "h w"]:
+def touched_by_held(found: Found, hand: HeldHand, contact: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame near the fingers of a located hand.
 
     Its joints are surer across the line of sight than along it. Along it the hand is moved half of the way to where a finger
     would rest on what is seen of the object: fingers that push do, those behind a handle do not.
     """
-    rows, columns, surface = _surface(path, reference, mask, depth)
+    surface = found.surface()
     bones = np.concatenate([np.linspace(hand.joints[a], hand.joints[b], 6) for a, b in FINGER_BONES])
-    eye = path.camera(contact).position.double().numpy()
+    eye = found.path.camera(contact).position.double().numpy()
     sight = bones.mean(axis=0) - eye
     sight /= np.linalg.norm(sight)
     across = np.linalg.svd(sight[None])[2][1:]
@@ -150,30 +189,21 @@ def touched_by_held(
     bones = bones + SHARE * _resting_depth(beheld(bones), beheld(surface)) * hand.metre * sight
     shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
     far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
-    return _opened(mask.shape, rows, columns, far < HELD_REACH)
+    return found.region((far < HELD_REACH) & found.beside_hand(found.with_hand(contact)))
 
 
-def looked_closer(
-    path: CameraPath,
-    hands: HandTrack,
-    tracks: ObjectTracks,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
-    contact: int,
-    frames: UInt8[np.ndarray, "t h w 3"],
-    progress: bool,
-) -> Float[np.ndarray, "h w"]:
-    """Depth of the reference frame, finer on the object where the hand will be."""
-    reference = tracks.reference
-    frame = _found(hands, contact)
-    rows, columns = np.nonzero(mask & (depth > 0))
-    seen, _ = _projected(path, tracks, mask, depth, frame)
+def looked_closer(found: Found, contact: int, frames: UInt8[np.ndarray, "t h w 3"], progress: bool) -> Found:
+    """The same with depth that is finer on the object where the hand will be."""
+    path, hands, mask, depth, reference = found.path, found.hands, found.mask, found.depth, found.tracks.reference
+    frame = found.with_hand(contact)
+    rows, columns = found.pixels()
+    seen, _ = found.seen_in(frame)
     margin = AROUND * hands.size[frame]
     low, high = hands.landmarks[frame].min(axis=0) - margin, hands.landmarks[frame].max(axis=0) + margin
     around = ((seen > low) & (seen < high)).all(axis=1)
     others = [i for i in np.unique(np.linspace(0, reference, LOOKS + 1).astype(int)).tolist() if i != reference]
     if not around.any() or len(others) < 2:
-        return depth
+        return found
     rows, columns = rows[around], columns[around]
     window: Window = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
     near, far = np.quantile(depth[rows, columns], (0.02, 0.98))
@@ -183,17 +213,10 @@ def looked_closer(
     inside = (slice(window[1], window[3]), slice(window[0], window[2]))
     finer = depth.copy()
     finer[inside] = np.where(mask[inside], closer, depth[inside])
-    return finer
+    return replace(found, depth=finer)
 
 
-def touched_in_frame(
-    path: CameraPath,
-    hands: HandTrack,
-    tracks: ObjectTracks,
-    mask: Bool[np.ndarray, "h w"],
-    depth: Float[np.ndarray, "h w"],
-    contact: int,
-) -> Bool[np.ndarray, "h w"]:
+def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
 
     The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
@@ -202,18 +225,17 @@ def touched_in_frame(
     Raises:
         AfieldError: the hand touches nothing of the object.
     """
-    frame = _found(hands, contact)
-    rows, columns = np.nonzero(mask & (depth > 0))
-    seen, away = _projected(path, tracks, mask, depth, frame)
+    hands, frame = found.hands, found.with_hand(contact)
+    seen, away = found.seen_in(frame)
     # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
     scale = pixels_per_meter(hands, frame)
-    depths = away * (path.focal / scale) / _depth_near(hands, frame, seen, away)
+    depths = away * (found.path.focal / scale) / _depth_near(hands, frame, seen, away)
     surface = np.column_stack((seen / scale, depths))
     joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
     bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
     bones[:, 2] += _resting_depth(bones, surface)
     far = KDTree(bones).query(surface)[0]
-    region = _opened(mask.shape, rows, columns, far < REACH + FINGER_RADIUS)
+    region = found.region((far < REACH + FINGER_RADIUS) & found.beside_hand(frame))
     if region.sum() < SMALLEST:
         raise AfieldError(
             f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
@@ -239,45 +261,11 @@ def _resting_depth(bones: Float[np.ndarray, "b 3"], surface: Float[np.ndarray, "
 
 
 def pixels_per_meter(hands: HandTrack, frame: int) -> float:
-    """How large a metre at the hand is in the picture: palms are alike, and seen from the side they only get shorter."""
+    """How large a metre at the hand is in the picture: bones are alike, and seen from their ends they only get shorter."""
     near = [f for f in range(max(0, frame - 6), min(len(hands.state), frame + 7)) if hands.state[f] == 2]
-    found = [
-        np.linalg.norm(hands.landmarks[f, a] - hands.landmarks[f, b]) / length
-        for f in near
-        for a, b, length in ((0, 9, PALM_LENGTH), (5, 17, PALM_WIDTH))
+    bones, quantile = (LENGTHS, UPRIGHT) if hands.depth[near].any() else (PALM, 0.9)
+    seen = [
+        np.linalg.norm(hands.landmarks[near, a] - hands.landmarks[near, b], axis=1) / length
+        for (a, b), length in bones.items()
     ]
-    return float(np.quantile(found, 0.9)) if found else 1.0
-
-
-def _found(hands: HandTrack, frame: int) -> int:
-    """The frame nearest to a given one in which the hand was found."""
-    known = np.flatnonzero(hands.state == 2)
-    return int(known[np.abs(known - frame).argmin()])
-
-
-def _surface(
-    path: CameraPath, reference: int, mask: Bool[np.ndarray, "h w"], depth: Float[np.ndarray, "h w"]
-) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, "n 3"]]:
-    """Rows and columns of the object's pixels in the reference frame, and their points in the world."""
-    rows, columns = np.nonzero(mask & (depth > 0))
-    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
-    points = path.camera(reference).backproject(pixels, torch.from_numpy(depth[rows, columns]).float())
-    return rows, columns, points.double().numpy()
-
-
-def _projected(
-    path: CameraPath, tracks: ObjectTracks, mask: Bool[np.ndarray, "h w"], depth: Float[np.ndarray, "h w"], frame: int
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n"]]:
-    """Pixels and depth of the object in a frame, as it was before it moved."""
-    points = _surface(path, tracks.reference, mask, depth)[2]
-    seen, away = path.camera(frame).project(torch.from_numpy(points).float())
-    return seen.numpy(), away.numpy()
-
-
-def _opened(
-    shape: tuple[int, ...], rows: np.ndarray, columns: np.ndarray, chosen: Bool[np.ndarray, "n"]
-) -> Bool[np.ndarray, "h w"]:
-    """A mask of the chosen pixels without specks."""
-    region = np.zeros(shape, np.uint8)
-    region[rows[chosen], columns[chosen]] = 1
-    return cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    return float(np.quantile(seen, quantile)) if near else 1.0

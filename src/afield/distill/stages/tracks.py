@@ -426,6 +426,7 @@ def _refine(
     """Least squares with a loss that forgives outliers."""
 
     def off(pose: Float[np.ndarray, "6"]) -> Float[np.ndarray, "m"]:
+        """By how many pixels the points miss under a pose: a rotation vector and a shift."""
         moved = Rotation.from_rotvec(pose[:3]).apply(points) + pose[3:]
         away = np.maximum(moved[:, 2:], 1e-3)
         return (moved[:, :2] / away @ matrix[:2, :2].T + matrix[:2, 2] - pixels).ravel()

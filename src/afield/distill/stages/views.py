@@ -142,6 +142,7 @@ def save_labels(result: tuple[Observation, Labels, DescriptorBasis], folder: Pat
         tensors["descriptors"] = labels.descriptors
 
     def fill(temporary: Path) -> None:
+        """Write the labels, and the pictures beside them."""
         write_artifact_files(temporary, "video-labels", tensors, header)
         write_capture(observation, temporary / "capture", jpeg_quality=None)
 
