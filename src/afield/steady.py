@@ -45,9 +45,9 @@ class SteadyConfig:
     """Of noise and steps."""
 
 
-STEP = (0.0036, 0.06)
+STEP = (0.006, 0.1)
 """First spread of a child around its parent: metres of the palm, and the rest (radians, entries of the rotation)."""
-GROW, SHRINK, SMALLEST = 1.2, 0.8, 0.33
+GROW, SHRINK, SMALLEST = 1.2, 0.8, 0.2
 """The spread after a round that was better, after one that was not, and the least one; shares."""
 NOISE = (0.004, 0.05)
 """Spread of a noisy repetition: 4 mm, and 0.05 rad in the joints or 3 degrees of the palm."""
