@@ -15,6 +15,7 @@ from afield.perception.moving_hands import (
     against_background,
     moving_hands,
     regions_of_motion,
+    steadied,
     telling_frames,
 )
 
@@ -110,3 +111,15 @@ def test_motion_is_asked_only_where_nothing_is_detected() -> None:
     assert detected.asked == 0
     with pytest.raises(AfieldError, match="no hand was found"):
         find_hands(frames_with_arm(), Judge(pattern=True), progress=False)
+
+
+class Jumpy:
+    """Sees the hand 40 pixels aside where its square is turned clockwise."""
+
+    def landmarks(self, frame: np.ndarray, region: Region) -> Hand | None:
+        return hand_at(140.0 if region.turn > -np.pi / 2 + 0.1 else 100.0, 120.0)
+
+
+def test_a_look_that_jumps_is_outvoted() -> None:
+    steady = steadied(frames_with_arm()[0], Jumpy(), hand_at(140.0, 120.0, 0.6))
+    assert np.allclose(steady.landmarks, hand_at(100.0, 120.0).landmarks) and steady.score == 0.6

@@ -36,7 +36,7 @@ FOLLOWED = 0.7
 GOES = 2
 """Frames in which a hand must move against the background; a pattern in the paper of a table never does."""
 NEARBY = tuple((turn, size) for turn in (0.0, -0.3, 0.3) for size in (1.0, 0.8, 1.25))
-"""How the square of a hand that is lost is turned (radians) and resized to find it again."""
+"""How the square of a hand is turned (radians) and resized to find it again, and to look at it more than once."""
 
 
 @runtime_checkable
@@ -61,7 +61,7 @@ def moving_hands(frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, *, prog
         chain = followed(frames, judge, index, hand)
         if really_moves(motion, chain, frames.shape[1:3]):
             found = chain | found
-    return [[found[index]] if index in found else [] for index in range(len(frames))]
+    return [[steadied(frames[index], judge, found[index])] if index in found else [] for index in range(len(frames))]
 
 
 def _best(judge: HandJudge, frame: UInt8[np.ndarray, "h w 3"], regions: list[Region]) -> Hand | None:
@@ -79,7 +79,7 @@ def against_background(frames: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray
     scale = SHRUNK / max(frames.shape[1:3])
     size = (round(scale * frames.shape[2]), round(scale * frames.shape[1]))
     gray = [cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for frame in frames]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     here = np.stack(np.meshgrid(np.arange(size[0]), np.arange(size[1])), axis=-1).astype(np.float32)
     some = here[4::8, 4::8].reshape(-1, 2)
     cv2.setRNGSeed(0)
@@ -149,12 +149,23 @@ def followed(frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, start: int,
             region = region_of_hand(last)
             last = judge.landmarks(frames[index], region)
             if last is None:
-                near = [replace(region, turn=region.turn + turn, size=region.size * size) for turn, size in NEARBY]
-                last = _best(judge, frames[index], near)
+                last = _best(judge, frames[index], _nearby(region))
             if last is None:
                 break
             chain[index] = last
     return dict(sorted(chain.items()))
+
+
+def steadied(frame: UInt8[np.ndarray, "h w 3"], judge: HandJudge, hand: Hand) -> Hand:
+    """The same hand, its landmarks the median of what squares around it say: seen from the side a single one jumps."""
+    looks = [look for region in _nearby(region_of_hand(hand)) if (look := judge.landmarks(frame, region)) is not None]
+    points = np.median([look.landmarks for look in [hand, *looks]], axis=0)
+    depth = np.median([look.depth for look in [hand, *looks]], axis=0)
+    return replace(hand, landmarks=points.astype(np.float32), depth=depth.astype(np.float32))
+
+
+def _nearby(region: Region) -> list[Region]:
+    return [replace(region, turn=region.turn + turn, size=region.size * size) for turn, size in NEARBY]
 
 
 def really_moves(motion: Float[np.ndarray, "t a b"], chain: dict[int, Hand], shape: tuple[int, ...]) -> bool:
