@@ -16,6 +16,7 @@ from tqdm import tqdm
 from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
 from afield.perception.hands import Hand, HandDetector, hand_mask
+from afield.perception.moving_hands import HandJudge, moving_hands
 
 LINK = 0.7
 """Hands of neighbouring frames are the same one if they are closer than this share of their size."""
@@ -97,10 +98,14 @@ def begins_in_contact(free: Bool[np.ndarray, "t"]) -> bool:
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:
     """Detect hands, join them over time, drop what comes and goes, and draw their masks.
 
+    Where nothing is detected long enough, hands are looked for in what moves against the background.
+
     Raises:
         AfieldError: no hand, or no frame without one.
     """
     chains = [chain for chain in link(detector.detect(frames, progress=progress)) if len(chain) >= SHORT]
+    if not chains and isinstance(detector, HandJudge):
+        chains = [chain for chain in link(moving_hands(frames, detector, progress=progress)) if len(chain) >= SHORT]
     if not chains:
         raise AfieldError(
             "Stage hands: no hand was found in the video; film so that fingers can be seen, or give masks with --hand-masks."
