@@ -40,6 +40,7 @@ from afield.hand import hand_by_name
 from afield.simulate import GraspTestConfig, simulate_grasp
 from afield.steady import SteadyConfig
 from afield.synthesis import SynthesisConfig, find_part, in_box, synthesis_energy, synthesize_grasp
+from afield.transfer import TransferConfig
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +258,9 @@ def test_methods_differ_only_where_they_should() -> None:
     plain = {name for name, method in METHODS.items() if not method.config.resolved().gate}
     assert plain == {"attention, true mask", "faithful", "sparsedff", "dff", "geometry", "geometry + alignment"}
     aligned = {name for name, method in METHODS.items() if method.config.resolved().align}
-    assert aligned == set(METHODS) - set(COLUMNS) == {"attention + alignment", "geometry + alignment"}
+    assert aligned == {"attention", "attention, true mask", "geometry + alignment"}
+    assert set(METHODS) - set(COLUMNS) == {"attention, not aligned", "geometry + alignment"}
+    assert METHODS["attention"].config == TransferConfig(), "what `afield grasp` does by default"
     shape = METHODS["geometry + alignment"].config
     assert shape.alignment.features == 0.0, "geometry sees no features"
     starts = {method.config.start for name, method in METHODS.items() if not name.startswith(("faithful", "geometry"))}

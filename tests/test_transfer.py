@@ -27,6 +27,7 @@ from afield.transfer import Stage, TransferConfig, Weights, _spread, transfer_gr
 SOURCE = FeatureSource("color", 1, 224, 0.3)
 TABLE = Plane(torch.tensor([0.0, 0.0, 1.0]), 0.0)
 QUICK = TransferConfig(
+    align=False,
     stages=(Stage(24, 60, 64, 128, True, 1e-2, 3e-3), Stage(4, 60, 128, 512, False, 5e-3, 5e-4)),
     start=StartConfig(matched=0.0, like_demonstration=1.0),
 )

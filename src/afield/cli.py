@@ -182,6 +182,7 @@ def grasp(
     hand: str = "shadow",
     preset: str = "default",
     full: bool = False,
+    align: bool = True,
     force: bool = False,
     arm: str | None = None,
     arm_base: tuple[float, float, float, float] | None = None,
@@ -197,6 +198,8 @@ def grasp(
         hand: name of a hand or path of a hand description.
         preset: default, or faithful: Eq. 7-9 as printed, without the gate, the centring and the geometry channel.
         full: optimize all 64 starts to the end with the exact field instead of halving them.
+        align: lay the demonstrated object as a whole upon the target, and try the hand that it carries along first
+            (docs/fields.md); not with the faithful preset.
         force: go on where nothing in the scene is like the demonstrated part.
         arm: ur10e, panda, or the path of an arm description: prefer grasps that it can reach (docs/arms.md).
         arm_base: x y z in metres and yaw in radians of the arm's base in the world.
@@ -208,7 +211,17 @@ def grasp(
 
     check_replaceable(out)
     run = grasp_from_files(
-        demo, field, scene, hand=hand, preset=preset, full=full, force=force, arm=arm, arm_base=arm_base, seed=seed
+        demo,
+        field,
+        scene,
+        hand=hand,
+        preset=preset,
+        full=full,
+        align=align,
+        force=force,
+        arm=arm,
+        arm_base=arm_base,
+        seed=seed,
     )
     run.save(out)
     terms = ", ".join(f"{name} {value:.4f}" for name, value in run.grasp.terms.items())

@@ -37,7 +37,7 @@ from afield.simulate.world import table_height
 from afield.skill_pipeline import act_appendix
 from afield.skill_run import SkillRun
 from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
-from afield.transfer import FULL, TransferConfig, transfer_grasp
+from afield.transfer import FULL, HALVING, TransferConfig, transfer_grasp
 from afield.view.distill_page import write_distill_page
 
 logger = logging.getLogger(__name__)
@@ -195,6 +195,7 @@ def grasp_from_files(
     hand: str = "shadow",
     preset: str = "default",
     full: bool = False,
+    align: bool = True,
     force: bool = False,
     arm: str | None = None,
     arm_base: tuple[float, float, float, float] | None = None,
@@ -210,6 +211,7 @@ def grasp_from_files(
         hand: name of a hand or path of a hand description.
         preset: default or faithful.
         full: optimize all starts to the end.
+        align: align the objects as wholes and carry the hand along; not with the faithful preset.
         force: go on where nothing is like the demonstrated part.
         arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
         arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.
@@ -232,9 +234,8 @@ def grasp_from_files(
     described = time.monotonic()
     if preset == "default" and not force:
         refuse_if_absent(demonstration, scene, model, hand_model)
-    config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), seed=seed)
-    if full:
-        config = TransferConfig(preset=config.preset, stages=FULL, seed=seed)
+    stages = FULL if full else HALVING
+    config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
     if preset == "default":

@@ -101,7 +101,7 @@ class TransferConfig:
     """Subtract each scene's mean feature."""
     geometry: bool = True
     """Append the distance to the nearest scene point to the field's output."""
-    align: bool = False
+    align: bool = True
     """Align the demonstrated object as a whole with what is attended, and carry the hand along (`afield.carry`)."""
     alignment: RegistrationConfig = field(default_factory=RegistrationConfig)
     """How the objects are aligned."""
