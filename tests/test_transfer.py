@@ -306,6 +306,9 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
     torch.testing.assert_close(grasp.beta, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(grasp.history.beta[-1], grasp.history.beta[0])
     assert grasp.history.start_energy[grasp.history.winner] > grasp.history.start_energy.min()
+    assert grasp.provenance["alignment"]["carried"] is True
+    other = transfer_grasp(demonstration, target, model, hand, config, judge=lambda _: 1, progress=False)
+    assert other.provenance["alignment"]["carried"] is False
 
 
 def _tube(radius: float, height: float) -> Scene:

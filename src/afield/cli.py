@@ -228,6 +228,8 @@ def grasp(
     _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
     if "success_probability" in run.grasp.provenance:
         _say(f"Probability of success: {run.grasp.provenance['success_probability']:.0%} (docs/benchmark.md)")
+    if run.grasp.provenance.get("alignment", {}).get("carried"):
+        _say("This is the hand that the aligned object carries along, as it is; it is tried before the minima.")
     rehearsal = run.grasp.provenance.get("rehearsal")
     if rehearsal and not any(entry["held"] for entry in rehearsal):
         _say(f"None of the {len(rehearsal)} best candidates held in the rehearsal; this is the one that got farthest.")

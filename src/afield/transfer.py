@@ -202,7 +202,8 @@ def transfer_grasp(
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
     if alignment is not None:
-        found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale}
+        carried_itself = bool(still[alive[finalists[choice]]])
+        found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale, "carried": carried_itself}
     return replace(grasp, provenance={**grasp.provenance, **found})
 
 

@@ -288,7 +288,8 @@ def _energy(grasp: Grasp) -> Figure:
     left.set_xlabel("optimizer step")
     left.set_ylabel("energy")
     left.legend(frameon=False, fontsize=8)
-    _heading(left, "Energy along the winning path")
+    carried = grasp.provenance.get("alignment", {}).get("carried")
+    _heading(left, "Energy of the carried hand, kept as it is" if carried else "Energy along the winning path")
     groups = start_groups(history)
     for number, group in enumerate(groups):
         color = STARTS[max(0, min(2, number + 4 - len(groups)))]

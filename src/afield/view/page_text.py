@@ -211,6 +211,7 @@ def _curves() -> str:
         "The hand minimizes a sum of terms: <b>feature</b> is the mismatch with the demonstration, the others "
         "keep it out of the object, the table, itself and its joint limits. Left: the terms of the winner; a "
         "vertical line marks where weak starts were given up and more points were used, so the curve may jump. "
+        "The hand that the aligned object carries along is tried first and kept as it is if it holds; its curves are flat. "
         "Right: a winner far below the rest means a clear answer, many equals mean several ways to grasp."
     )
     return _section("energy", "What was minimized", words, body)
