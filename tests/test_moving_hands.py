@@ -11,6 +11,7 @@ from afield.errors import AfieldError
 from afield.perception.hands import Hand, Region
 from afield.perception.moving_hands import (
     MOVES,
+    PLACES,
     HandJudge,
     against_background,
     moving_hands,
@@ -88,6 +89,9 @@ def test_squares_lie_along_the_arm_away_from_the_border() -> None:
     inside[80:160, 100:200] = 1.0  # something that moves but does not come from the border
     assert regions_of_motion(inside, (HEIGHT, WIDTH)) == []
     assert regions_of_motion(np.roll(inside, 120, axis=1), (HEIGHT, WIDTH))
+    comb = np.zeros((HEIGHT, WIDTH), np.float32)
+    comb[:, :6] = comb[np.arange(HEIGHT) % 12 < 6] = 1.0  # thin things that hang together and move all over the picture
+    assert 0 < len(regions_of_motion(comb, (HEIGHT, WIDTH))) <= 15 * PLACES
 
 
 def test_a_hand_is_followed_to_where_it_rests() -> None:

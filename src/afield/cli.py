@@ -196,10 +196,10 @@ def grasp(
         scene: capture of the target scene.
         out: folder for the run.
         hand: name of a hand or path of a hand description.
-        preset: default, or faithful: Eq. 7-9 as printed, without the gate, the centring and the geometry channel.
+        preset: default, or faithful: Eq. 7-9 as printed, without gate, centring, geometry channel and alignment.
         full: optimize all 64 starts to the end with the exact field instead of halving them.
         align: lay the demonstrated object as a whole upon the target, and try the hand that it carries along first
-            (docs/fields.md); not with the faithful preset.
+            (docs/fields.md). Without it no probability of success is given, for that is calibrated with it.
         force: go on where nothing in the scene is like the demonstrated part.
         arm: ur10e, panda, or the path of an arm description: prefer grasps that it can reach (docs/arms.md).
         arm_base: x y z in metres and yaw in radians of the arm's base in the world.
@@ -630,7 +630,7 @@ def bench_grasp(
         split: rows to run: dev, or test, on other objects.
         table: only this table.
         trials: scenes per row.
-        methods: only these columns; all that docs/benchmark.md lists but the aligned ones by default.
+        methods: only these columns; all by default but `attention, not aligned` and `geometry + alignment`.
         out: work folder; an interrupted run goes on from there.
         jobs: processes; 0 is one per core.
         hand: name of a hand or path of a hand description.

@@ -211,7 +211,8 @@ def grasp_from_files(
         hand: name of a hand or path of a hand description.
         preset: default or faithful.
         full: optimize all starts to the end.
-        align: align the objects as wholes and carry the hand along; not with the faithful preset.
+        align: align the objects as wholes and carry the hand along (not with the faithful preset); without it no probability
+            of success is given, for that is calibrated with it.
         force: go on where nothing is like the demonstrated part.
         arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
         arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.
@@ -238,7 +239,7 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
-    if preset == "default":
+    if preset == "default" and align:
         result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)

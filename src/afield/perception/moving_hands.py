@@ -31,6 +31,8 @@ TURNS = tuple(math.radians(angle) for angle in (-45.0, -22.5, 0.0, 22.5, 45.0))
 """By which a hand may lean from the direction in which its arm comes in."""
 SIZES = (2.0, 3.0, 4.0)
 """Of the square, in widths of the arm."""
+PLACES = 30
+"""At most so many of something that moves are searched, evenly spread."""
 FOLLOWED = 0.7
 """Least score of a hand from which others are followed."""
 GOES = 2
@@ -132,7 +134,8 @@ def regions_of_motion(motion: Float[np.ndarray, "a b"], shape: tuple[int, ...]) 
         step = max(2, round(width / 2))
         corner = (rows % step == 0) & (columns % step == 0) & (far > 0.5 * far.max())
         scale = max(shape[:2]) / SHRUNK
-        for place in pixels[corner]:
+        places = pixels[corner]
+        for place in places[:: 1 + len(places) // PLACES]:
             along = place - root
             lean = math.atan2(along[0], -along[1])
             center = place * scale

@@ -36,7 +36,7 @@ MARK = "#b0171f"
 POINT_RADIUS = 0.0032
 """Radius in metres with which a scene point is drawn."""
 PIXELS, SMALL = (600, 540), (400, 360)
-TERMS = ("#2c6cb0", "#d1642b", "#9467d8", "#1f9d55", "#b8871b")
+TERMS = ("#2c6cb0", "#d1642b", "#9467d8", "#1f9d55", "#b8871b", "#c2458f")
 STARTS = ("#b9c1cc", "#cc9f3d", "#2c6cb0")
 ATTENTION_COLORS = ((0.0, "#b9c1cc"), (0.34, "#b9c1cc"), (0.55, "#f2c14e"), (0.78, "#ee6c2f"), (1.0, "#b0171f"))
 LIFTED_PICTURE = 23

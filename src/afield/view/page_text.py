@@ -192,7 +192,8 @@ def _path(steps: int) -> str:
     body = f'{plot}<div class="legend">{legend}</div>'
     words = (
         "Many starts were tried; this is the path of the one that won. Move the slider to see the hand and its "
-        "fingers settle. The hand is free to pass through things on its way: this is a search, not a motion for a "
+        "fingers settle (one that the aligned object carries along stands still). "
+        "The hand is free to pass through things on its way: this is a search, not a motion for a "
         "robot."
     )
     return _section("path", "How the hand got there", words, controls + body)
@@ -211,7 +212,8 @@ def _curves() -> str:
         "The hand minimizes a sum of terms: <b>feature</b> is the mismatch with the demonstration, the others "
         "keep it out of the object, the table, itself and its joint limits. Left: the terms of the winner; a "
         "vertical line marks where weak starts were given up and more points were used, so the curve may jump. "
-        "The hand that the aligned object carries along is tried first and kept as it is if it holds; its curves are flat. "
+        "Where objects are aligned, <b>alignment</b> draws the hand to where the object carries it; the carried hand "
+        "itself is not optimized, so its curves are flat. "
         "Right: a winner far below the rest means a clear answer, many equals mean several ways to grasp."
     )
     return _section("energy", "What was minimized", words, body)

@@ -216,7 +216,7 @@
   }
 
   // ---- energy --------------------------------------------------------------------------------------------------------
-  const LINES = ["#1c2430", "#2c6cb0", "#d1642b", "#9467d8", "#1f9d55", "#b8871b"];
+  const LINES = ["#1c2430", "#2c6cb0", "#d1642b", "#9467d8", "#1f9d55", "#b8871b", "#c2458f"];
   const energyState = { axis: "log" };
   function drawEnergy() {
     const energy = data.energy;

@@ -56,7 +56,7 @@ def make_ablation_field(bench: Bench, row: Row, count: int, included: bool) -> N
 def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, trial: int) -> None:
     """Repeat the grasp by least energy, as the paper does, and measure how far the hand is from the part."""
     file, field = trial_file(bench, row, count, included, trial), field_folder(bench, row, count, included)
-    config = METHODS["attention"].config
+    config = METHODS["attention, not aligned"].config  # the field alone
     mark = fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(config))
     if is_done(file, mark):
         return

@@ -37,7 +37,7 @@ class GraspBenchConfig:
     trials: int = 10
     """Scenes per row."""
     methods: tuple[str, ...] = COLUMNS
-    """Which methods; `attention + alignment` and `geometry + alignment` are two more."""
+    """Which methods; `attention, not aligned` and `geometry + alignment` are two more."""
     out: Path = Path("runs/bench_grasp")
     """Work folder: scenes, fields and records are kept here, and taken up again after an interruption."""
     jobs: int = 0
