@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from afield.artifacts import write_json
-from afield.confidence import Calibration, Evidence, fit_calibration, reliability, separating_threshold
+from afield.confidence import Calibration, Evidence, fit_calibration, reliability, separating_threshold, separation
 from afield.errors import AfieldError
 
 
@@ -27,7 +27,7 @@ def _trials(count: int, seed: int) -> tuple[list[Evidence], list[bool]]:
 
 def test_the_fit_finds_what_matters_and_is_calibrated_on_new_trials() -> None:
     evidence, success = _trials(600, 0)
-    found = fit_calibration(evidence, success, [-0.6])
+    found = fit_calibration(evidence, success, [0.4], [0.6])
     assert found.weights[0] > 0.8
     assert found.weights[3] > 0.5
     assert abs(found.weights[1]) < 0.3
@@ -39,20 +39,26 @@ def test_the_fit_finds_what_matters_and_is_calibrated_on_new_trials() -> None:
 
 def test_few_trials_do_not_give_certain_answers() -> None:
     evidence = [Evidence(-0.01, 0.1, 1.0, 1.0), Evidence(-0.3, 0.2, 0.0, 0.0)]
-    found = fit_calibration(evidence, [True, False], [-0.4])
+    found = fit_calibration(evidence, [True, False], [0.3], [0.4])
     assert 0.5 < found.probability(evidence[0]) < 0.95
     assert 0.05 < found.probability(evidence[1]) < 0.5
 
 
 def test_the_threshold_lies_in_the_gap() -> None:
-    assert separating_threshold([-0.1, -0.05, 0.0], [-0.4, -0.3]) == pytest.approx(-0.2)
-    overlap = separating_threshold([-0.1, -0.2, 0.0, -0.05], [-0.15, -0.3, -0.4, -0.5])
-    assert -0.15 < overlap < -0.1 or overlap == pytest.approx(-0.25)
+    assert separating_threshold([0.1, 0.05, 0.0], [0.4, 0.3]) == pytest.approx(0.2)
+    assert separating_threshold([0.1, 0.2, 0.0, 0.05], [0.15, 0.3, 0.4, 0.5]) == pytest.approx(0.25)
+    assert separating_threshold([0.1] * 19 + [0.4], [0.2, 0.3, 0.5]) == pytest.approx(0.15)
+
+
+def test_separation_is_the_area_under_the_curve() -> None:
+    assert separation([0.1, 0.2], [0.3, 0.4]) == 1.0
+    assert separation([0.1, 0.3], [0.2, 0.3]) == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert separation([0.3], [0.1]) == 0.0
 
 
 def test_a_calibration_survives_the_disk_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     evidence, success = _trials(50, 0)
-    found = fit_calibration(evidence, success, [-0.6])
+    found = fit_calibration(evidence, success, [0.4], [0.6])
     write_json(tmp_path / "c.json", {**vars(found)})
     assert Calibration.load(tmp_path / "c.json") == found
     write_json(tmp_path / "d.json", {"weights": [1.0]})

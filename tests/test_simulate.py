@@ -141,6 +141,17 @@ def test_every_condition_that_fails_is_named(
     assert not any(tmp_path.iterdir()), "MuJoCo's warnings belong to the log, not into the user's folder"
 
 
+def test_a_grasp_that_overlaps_is_not_tried_where_one_failure_is_enough(
+    world: World, hand: Hand, beta: torch.Tensor, points: torch.Tensor, tmp_path: Path
+) -> None:
+    lowered, early = _shifted(beta, 0.0, 0.0, -0.03), replace(SHORT, stop_early=True)
+    test = simulate_grasp(world, hand, lowered, points, early, progress=False)
+    assert "overlaps the object by" in (test.failure or "")
+    assert test.pushes == {} and len(test.frames) == 0
+    test.save(tmp_path / "test")
+    assert GraspTest.load(tmp_path / "test").frames.shape == test.frames.shape
+
+
 def test_a_strong_push_tears_the_object_away(
     world: World, hand: Hand, beta: torch.Tensor, points: torch.Tensor, shown: GraspTest
 ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from afield.attend import attend
+from afield.attend import RESIZED, attend, unlikeness
 from afield.carry import carry
 from afield.confidence import Evidence
 from afield.demonstration import Demonstration, demonstrate
@@ -355,13 +355,40 @@ def test_fields_that_drop_points_still_have_matched_starts(hand: Hand, demonstra
     assert bool(torch.isfinite(beta).all())
 
 
-def test_a_scene_without_anything_alike_is_refused_with_the_reason(
-    hand: Hand, demonstration: Demonstration, model: FieldModel
+def _strange(scene: Scene) -> Scene:
+    """With features that mean nothing."""
+    noise = torch.randn(700, 16, generator=torch.Generator().manual_seed(3))
+    return scene.with_features(torch.nn.functional.normalize(noise, dim=-1))
+
+
+def _plate(scene: Scene) -> Scene:
+    """A disc with the scene's features."""
+    points = scene.points - torch.tensor([0.0, 0.0, 0.08])
+    across = torch.stack((points[:, 0], 3 * points[:, 2], torch.full((700,), 0.08)), dim=-1)
+    return replace(scene, points=across, name="plate")
+
+
+def test_a_scene_without_anything_alike_is_refused_with_the_reason(hand: Hand, demonstration: Demonstration) -> None:
+    refuse_if_absent(demonstration, _thing(2), hand)
+    disc = _plate(_strange(_thing(2)))
+    with pytest.raises(AfieldError, match=r"Nothing in 'plate' is to be grasped like 'bar'.*--force"):
+        refuse_if_absent(demonstration, replace(disc, points=3 * disc.points), hand)
+
+
+def test_unlikeness_counts_shape_features_and_size_but_neither_place_nor_turn(
+    hand: Hand, demonstration: Demonstration, motion: torch.Tensor
 ) -> None:
-    refuse_if_absent(demonstration, _thing(2), model, hand)
-    strange = torch.nn.functional.normalize(torch.randn(700, 16, generator=torch.Generator().manual_seed(3)), dim=-1)
-    with pytest.raises(AfieldError, match=r"Nothing in 'thing2' is to be grasped like 'bar'.*--force"):
-        refuse_if_absent(demonstration, _thing(2).with_features(strange), model, hand)
+    same = unlikeness(demonstration, _thing(), hand)
+    another = unlikeness(demonstration, _thing(2), hand)
+    assert same == pytest.approx(0.0, abs=0.02)
+    assert same < another < 0.3
+    assert unlikeness(demonstration, _moved(_thing(2), motion), hand) == pytest.approx(another, abs=0.02)
+    assert unlikeness(demonstration, _plate(_thing(2)), hand) > another + 0.05
+    assert unlikeness(demonstration, _strange(_thing(2)), hand) > another + 0.1
+    for factor in (0.7, 1.2):
+        resized = replace(_thing(2), points=factor * _thing(2).points)
+        expected = another + RESIZED * abs(math.log(factor))
+        assert unlikeness(demonstration, resized, hand) == pytest.approx(expected, abs=0.01)
 
 
 def test_a_grasp_carries_its_evidence(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:

@@ -6,6 +6,7 @@ happen by itself (docs/fields.md shows the measurements), so the three steps her
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -13,9 +14,15 @@ from torch import Tensor
 
 from afield.demonstration import Demonstration
 from afield.fields.prepare import best_instance, center_features, relevance
+from afield.fields.registration import RegistrationConfig, register
 from afield.hand import Hand
 from afield.pretrain import FieldModel
 from afield.scene import Scene, check_same_source
+
+GLANCE = RegistrationConfig(rotations=200, kept=6)
+"""How objects are aligned to see whether they are alike; enough for the cost, if not for the hand."""
+RESIZED = 0.15
+"""Objects e times as large or as small as each other are so much more unlike."""
 
 
 @dataclass(frozen=True)
@@ -72,3 +79,30 @@ def _attended(
     kept = scene.select(instance) if use_gate else scene
     projected = model.project(kept)
     return Attended(center_features(projected) if center else projected, scores, similarity)
+
+
+def unlikeness(demonstration: Demonstration, scene: Scene, hand: Hand) -> float:
+    """How unlike the demonstrated object the most similar thing in a scene is.
+
+    What is left of distances and unlike features when both are laid upon each other as wholes (`Registration.cost`), and
+    how much one had to be resized for it. It needs no field.
+
+    Args:
+        demonstration: what was shown.
+        scene: the target scene, with raw features.
+        hand: the demonstrated hand, which says where the demonstrated region is.
+
+    Returns:
+        0 for the same points; of the order of 0.5 for another thing of the same kind.
+
+    Raises:
+        AfieldError: the two scenes come from different extractors, layers or resolutions.
+    """
+    check_same_source(demonstration.scene, scene)
+    wanted = demonstration.scene.features[demonstration.region(hand)]
+    shown, here = (
+        center_features(either.select(best_instance(either, relevance(either, wanted))[0]))
+        for either in (demonstration.scene, scene)
+    )
+    found = register(shown, here, GLANCE)
+    return found.cost + RESIZED * abs(math.log(found.scale))

@@ -60,14 +60,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A logistic model of success, and the similarity below which nothing in a scene is like the demonstrated part."""
+    """A logistic model of success, and how unlike the demonstrated object a thing may be to be grasped like it."""
 
     weights: tuple[float, ...]
     bias: float
     mean: tuple[float, ...]
     scale: tuple[float, ...]
-    least_similarity: float
-    """Evidence with a lower similarity is answered with "nothing here to grasp like that"."""
+    most_unlike: float
+    """Where `afield.attend.unlikeness` exceeds it, the answer is "nothing here to grasp like that"."""
     trials: int
     """How many trials it was fitted to."""
 
@@ -86,7 +86,7 @@ class Calibration:
             return cls(
                 **lists,
                 bias=float(content["bias"]),
-                least_similarity=float(content["least_similarity"]),
+                most_unlike=float(content["most_unlike"]),
                 trials=int(content["trials"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -94,14 +94,19 @@ class Calibration:
 
 
 def fit_calibration(
-    evidence: Sequence[Evidence], success: Sequence[bool], absent: Sequence[float], ridge: float = 1.0
+    evidence: Sequence[Evidence],
+    success: Sequence[bool],
+    present: Sequence[float],
+    absent: Sequence[float],
+    ridge: float = 1.0,
 ) -> Calibration:
     """Fit the logistic model by Newton's method, and the threshold between scenes with and without the target.
 
     Args:
         evidence: one per trial.
         success: whether it succeeded.
-        absent: similarities of scenes in which the target is missing.
+        present: unlikeness (`afield.attend.unlikeness`) of scenes with the target ...
+        absent: ... and of scenes in which it is missing.
         ridge: of the weights, so that few trials do not give certain answers.
     """
     inputs = torch.tensor([item.numbers() for item in evidence], dtype=torch.float64)
@@ -120,22 +125,28 @@ def fit_calibration(
         float(weights[-1]),
         tuple(mean.tolist()),
         tuple(scale.tolist()),
-        separating_threshold([item.similarity for item in evidence], absent),
+        separating_threshold(present, absent),
         len(inputs),
     )
 
 
 def separating_threshold(present: Sequence[float], absent: Sequence[float], most_missed: float = 0.1) -> float:
-    """The value above which the fewest scenes without the target lie, with at most this share of those with it below."""
+    """The value below which the fewest scenes without the target lie, with at most this share of those with it above."""
     values = sorted({*present, *absent})
     cuts = [values[0] - 0.01, *((a + b) / 2 for a, b in pairwise(values)), values[-1] + 0.01]
 
     def missed(cut: float) -> float:
         """Share of scenes with the target that would be refused."""
-        return sum(value < cut for value in present) / max(1, len(present))
+        return sum(value > cut for value in present) / max(1, len(present))
 
     allowed = [cut for cut in cuts if missed(cut) <= most_missed]
-    return min(allowed, key=lambda cut: (sum(value >= cut for value in absent), missed(cut)))
+    return min(allowed, key=lambda cut: (sum(value <= cut for value in absent), missed(cut)))
+
+
+def separation(present: Sequence[float], absent: Sequence[float]) -> float:
+    """In how many of all pairs a scene without the target is more unlike than one with it; 0.5 is chance."""
+    pairs = [(without > value) + 0.5 * (without == value) for value in present for without in absent]
+    return sum(pairs) / max(1, len(pairs))
 
 
 def reliability(probability: Sequence[float], success: Sequence[bool], bins: int = 5) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.artifacts import check_replaceable
-from afield.attend import attend
+from afield.attend import unlikeness
 from afield.capture import read_capture
 from afield.capture.folder import write_capture
 from afield.confidence import Calibration, Evidence
@@ -234,7 +234,7 @@ def grasp_from_files(
     scene = scene_from_capture(capture, like=demonstration.scene.source, seed=seed, progress=progress)
     described = time.monotonic()
     if preset == "default" and not force:
-        refuse_if_absent(demonstration, scene, model, hand_model)
+        refuse_if_absent(demonstration, scene, hand_model)
     stages = FULL if full else HALVING
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
@@ -298,19 +298,18 @@ def with_confidence(grasp: Grasp, hand: Hand) -> Grasp:
     return replace(grasp, provenance={**grasp.provenance, "evidence": asdict(evidence), "success_probability": chance})
 
 
-def refuse_if_absent(demonstration: Demonstration, scene: Scene, model: FieldModel, hand: Hand) -> None:
-    """Say so when nothing in the scene is like the demonstrated part, rather than return a random grasp.
+def refuse_if_absent(demonstration: Demonstration, scene: Scene, hand: Hand) -> None:
+    """Say so when nothing in the scene is like the demonstrated object, rather than return a random grasp.
 
     Raises:
         AfieldError: the most similar instance is less alike than in almost every scene that holds such an object.
     """
-    shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
-    least = Calibration.load().least_similarity
-    if here.similarity - shown.similarity < least:
+    found, most = unlikeness(demonstration, scene, hand), Calibration.load().most_unlike
+    if found > most:
         raise AfieldError(
-            f"Nothing in '{scene.name}' is to be grasped like '{demonstration.name}': the most similar thing there reaches "
-            f"a similarity of {here.similarity:.2f}, at least {shown.similarity + least:.2f} is expected. `--force` tries "
-            "it anyway."
+            f"Nothing in '{scene.name}' is to be grasped like '{demonstration.name}': laid upon what was shown, the most "
+            f"similar thing there is off by {found:.2f}, at most {most:.2f} is expected (shape, features and size "
+            "together). `--force` tries it anyway."
         )
 
 

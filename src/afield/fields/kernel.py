@@ -182,6 +182,7 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, points: Tensor, kernel: FieldKernel) -> Tensor:
+        """The field at the points [q, 3]; what its gradient needs stays in lent buffers."""
         ctx.kernel, ctx.lease = kernel, kernel.lease(points)
         output, ctx.interpolated = kernel.forward(points, ctx.lease)
         ctx.save_for_backward(points, output)
@@ -189,6 +190,7 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        """The gradient by the points [q, 3]; the kernel itself has none."""
         points, output = ctx.saved_tensors
         return ctx.kernel.backward(points, ctx.lease, ctx.interpolated, output, gradients[0]), None
 

@@ -76,6 +76,7 @@ def register(shown: Scene, here: Scene, config: RegistrationConfig | None = None
     unlike = config.features * (1.0 - source.features @ target.features.T)
 
     def cost(rotation: Float[Tensor, "r 3 3"], moved: Float[Tensor, "r m 3"]) -> Float[Tensor, "r"]:
+        """What is left of distances, unlike features and tilt, for every candidate."""
         fit = torch.cdist(moved, target.points.expand(len(moved), -1, -1)).square().clamp_max(config.far**2) + unlike
         tilt = config.upright * (1.0 - rotation[:, 2, 2]) / 2
         return fit.amin(dim=-1).mean(dim=-1) + fit.amin(dim=-2).mean(dim=-1) + tilt
@@ -103,6 +104,7 @@ class _Cloud:
 
     @classmethod
     def of(cls, scene: Scene, count: int) -> _Cloud:
+        """At most `count` well-spread points of a scene."""
         points = scene.points.detach().cpu()
         chosen = farthest_points(points, min(count, len(points)), seed=0)
         middle = points[chosen].mean(dim=0)

@@ -155,6 +155,7 @@ def render(
     share = weight[ray, section, None]
 
     def add_up(values: Float[Tensor, "k c"]) -> Float[Tensor, "r c"]:
+        """Of every ray what its sections say, each by its share."""
         return torch.zeros(count, values.shape[1]).index_add(0, ray, share * values)
 
     color, descriptor, contact = field.appearance(points)

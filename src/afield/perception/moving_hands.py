@@ -52,7 +52,7 @@ class HandJudge(Protocol):
 
 def moving_hands(frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, *, progress: bool = True) -> list[list[Hand]]:
     """At most one hand a frame: those found where something moves, and followed from there."""
-    motion = against_background(frames)
+    motion = against_background(frames, progress=progress)
     found: dict[int, Hand] = {}
     for index in tqdm(telling_frames(motion), desc="moving hands", unit="frame", disable=not progress, leave=False):
         if index in found:
@@ -63,7 +63,11 @@ def moving_hands(frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, *, prog
         chain = followed(frames, judge, index, hand)
         if really_moves(motion, chain, frames.shape[1:3]):
             found = chain | found
-    return [[steadied(frames[index], judge, found[index])] if index in found else [] for index in range(len(frames))]
+    steady = {
+        index: steadied(frames[index], judge, found[index])
+        for index in tqdm(found, desc="steadying", unit="frame", disable=not progress, leave=False)
+    }
+    return [[steady[index]] if index in steady else [] for index in range(len(frames))]
 
 
 def _best(judge: HandJudge, frame: UInt8[np.ndarray, "h w 3"], regions: list[Region]) -> Hand | None:
@@ -72,7 +76,7 @@ def _best(judge: HandJudge, frame: UInt8[np.ndarray, "h w 3"], regions: list[Reg
     return max(hands, key=lambda hand: hand.score, default=None)
 
 
-def against_background(frames: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray, "t a b"]:
+def against_background(frames: UInt8[np.ndarray, "t h w 3"], *, progress: bool = True) -> Float[np.ndarray, "t a b"]:
     """How far every pixel goes in two frames apart from the camera's own motion, in shares of the longer side.
 
     The camera's motion is the homography that most of the dense flow obeys. What only one of both neighbours says, as beside the
@@ -86,7 +90,7 @@ def against_background(frames: UInt8[np.ndarray, "t h w 3"]) -> Float[np.ndarray
     some = here[4::8, 4::8].reshape(-1, 2)
     cv2.setRNGSeed(0)
     motion = np.zeros((len(gray), size[1], size[0]), np.float32)
-    for index, picture in enumerate(gray):
+    for index, picture in enumerate(tqdm(gray, desc="motion", unit="frame", disable=not progress, leave=False)):
         off = []
         for other in (index - REACH, index + REACH):
             if not 0 <= other < len(gray):

@@ -172,7 +172,7 @@ def simulate_grasp(
         initial_penetration=penetration,
         lift_height=lift_height,
         pushes=pushes,
-        frames=np.array(episode.frames),
+        frames=np.array(episode.frames).reshape(-1, model.nq),
         lifted_frame=lifted_frame,
         contacts=contacts,
         limits=limits,

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from afield.artifacts import read_json, write_json
-from afield.attend import attend
+from afield.attend import GLANCE, RESIZED, unlikeness
 from afield.benchmark.grasp.manifest import BenchObject, Manifest, Row, read_manifest
 from afield.benchmark.grasp.methods import METHODS
 from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene
@@ -41,8 +41,8 @@ from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
 """Hand and image features of the benchmark, if no others are asked for."""
 PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
-ABSENT = "absent"
-"""In the place of a method's name: a scene without the target."""
+PRESENT, ABSENT = "present", "absent"
+"""In the place of a method's name: how like what was shown is what is in a scene, with and without the target?"""
 TRIAL_VERSION = 2
 """Raised when the code of transfer, rehearsal or physics changes what comes out, so that old records are not taken for new."""
 
@@ -131,20 +131,21 @@ def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
     return SceneSpec(others[trial % len(others)], None, TRIAL_SEED + 1000 * bench.seed + trial, True, without=family)
 
 
-def make_absent(bench: Bench, row: Row, trial: int) -> None:
-    """How similar the best instance of a scene is in which there is nothing to repeat."""
-    file, spec = bench.trial_file(row, trial, ABSENT), absent_scene(bench, row, trial)
+def make_likeness(bench: Bench, row: Row, trial: int, kind: str) -> None:
+    """How unlike what was shown the most similar thing in a scene is, with (`PRESENT`) or without (`ABSENT`) a target."""
+    file, spec = bench.trial_file(row, trial, kind), likeness_scene(bench, row, trial, kind)
     make_scene(bench, spec)
-    mark = trial_mark(bench, row, trial, ABSENT)
+    mark = trial_mark(bench, row, trial, kind)
     if is_done(file, mark):
         return
     hand = bench.load_hand()
-    demonstration = load_demonstration(bench, row, hand)
-    model = FieldModel.load(bench.field_folder(row, METHODS["attention"].field_name))
-    scene = Scene.load(bench.described(spec))
-    shown, here = attend(demonstration, scene, model, hand, use_gate=True, center=True)
-    similarity = here.similarity - shown.similarity
-    write_json(file, {"row": row.name, "scene": spec.name, "similarity": similarity, "fingerprint": mark})
+    found = unlikeness(load_demonstration(bench, row, hand), Scene.load(bench.described(spec)), hand)
+    write_json(file, {"row": row.name, "scene": spec.name, "unlikeness": found, "fingerprint": mark})
+
+
+def likeness_scene(bench: Bench, row: Row, trial: int, kind: str) -> SceneSpec:
+    """The scene of a trial, or the one without its target."""
+    return (absent_scene if kind == ABSENT else trial_scene)(bench, row, trial)
 
 
 def make_scene(bench: Bench, spec: SceneSpec) -> None:
@@ -242,7 +243,7 @@ def make_trial(bench: Bench, row: Row, trial: int, method: str) -> None:
 
 
 def finished(bench: Bench, row: Row, trial: int, method: str) -> dict[str, Any] | None:
-    """The record of a trial, or of `ABSENT`, if there is one that is not stale."""
+    """The record of a trial, or of `PRESENT` or `ABSENT`, if there is one that is not stale."""
     file = bench.trial_file(row, trial, method)
     if not file.is_file() or not is_done(file, trial_mark(bench, row, trial, method)):
         return None
@@ -251,9 +252,9 @@ def finished(bench: Bench, row: Row, trial: int, method: str) -> dict[str, Any] 
 
 def trial_mark(bench: Bench, row: Row, trial: int, method: str) -> str:
     """The fingerprint that a trial's record must have."""
-    if method == ABSENT:
-        field = bench.field_folder(row, METHODS["attention"].field_name)
-        return fingerprint(bench, row, absent_scene(bench, row, trial), field, {"gate": True, "center": True})
+    if method in (PRESENT, ABSENT):
+        settings = {"alignment": asdict(GLANCE), "resized": RESIZED}
+        return fingerprint(bench, row, likeness_scene(bench, row, trial, method), None, settings)
     field = bench.field_folder(row, METHODS[method].field_name)
     return fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(METHODS[method]))
 
@@ -277,14 +278,14 @@ def is_done(file: Path, mark: str) -> bool:
     return file.is_file() and read_json(file).get("fingerprint") == mark
 
 
-def fingerprint(bench: Bench, row: Row, spec: SceneSpec, field: Path, settings: Mapping[str, Any]) -> str:
+def fingerprint(bench: Bench, row: Row, spec: SceneSpec, field: Path | None, settings: Mapping[str, Any]) -> str:
     """A hash of all that a record depends on; when it changes, the trial is run again.
 
     Args:
         bench: the run.
         row: its demonstration counts, and the manifest's objects with their masses and parts.
         spec: the scene that counts.
-        field: folder of the field.
+        field: folder of the field, if one counts.
         settings: what else the record depends on, such as the method.
     """
     objects = {
@@ -304,7 +305,7 @@ def fingerprint(bench: Bench, row: Row, spec: SceneSpec, field: Path, settings: 
         demonstration,
     ]
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode())
-    for folder in (bench.described(demo_scene(row)), bench.described(spec), field):
+    for folder in (bench.described(demo_scene(row)), bench.described(spec), *([] if field is None else [field])):
         for file in sorted(folder.rglob("*.safetensors")):
             digest.update(file.read_bytes())
     return digest.hexdigest()[:16]

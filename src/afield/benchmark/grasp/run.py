@@ -18,7 +18,7 @@ from afield.benchmark.grasp.pictures import draw_causes
 from afield.benchmark.grasp.prepare import Bench
 from afield.benchmark.grasp.tables import confidence_markdown, evaluate, markdown
 from afield.capture.opengl import drawing_pool
-from afield.confidence import Calibration, Evidence, fit_calibration, reliability
+from afield.confidence import Calibration, Evidence, fit_calibration, reliability, separation
 from afield.errors import AfieldError
 
 SHIPPED = Path(__file__).parents[2] / "samples" / "grasp_objects.json"
@@ -156,23 +156,29 @@ def _confidence(
         return None
     evidence = [Evidence(**record["evidence"]) for record in found]
     success = [bool(record["success"]) for record in found]
-    without = [prepare.finished(bench, row, n, prepare.ABSENT) for row in rows for n in range(config.trials)]
-    absent = [float(record["similarity"]) for record in without if record is not None]
+    present, absent = (_unlikeness(bench, rows, config, kind) for kind in (prepare.PRESENT, prepare.ABSENT))
     if config.calibrate:
-        calibration = fit_calibration(evidence, success, absent)
+        calibration = fit_calibration(evidence, success, present, absent)
         write_json(bench.work / "confidence.json", asdict(calibration))
     else:
         calibration = Calibration.load()
-    threshold = calibration.least_similarity
+    threshold = calibration.most_unlike
     return {
         "reliability": reliability([calibration.probability(item) for item in evidence], success),
         "threshold": threshold,
-        "false_alarms": sum(value >= threshold for value in absent) / max(1, len(absent)),
+        "false_alarms": sum(value <= threshold for value in absent) / max(1, len(absent)),
         "scenes_without_target": len(absent),
-        "refused_with_target": sum(item.similarity < threshold for item in evidence) / len(evidence),
-        "scenes_with_target": len(evidence),
+        "refused_with_target": sum(value > threshold for value in present) / max(1, len(present)),
+        "scenes_with_target": len(present),
+        "separation": separation(present, absent),
         "fitted_on_these_trials": config.calibrate,
     }
+
+
+def _unlikeness(bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, kind: str) -> list[float]:
+    """What is recorded of the scenes with or without their target."""
+    records = [prepare.finished(bench, row, n, kind) for row in rows for n in range(config.trials)]
+    return [float(record["unlikeness"]) for record in records if record is not None]
 
 
 def _rows(bench: Bench, config: GraspBenchConfig) -> list[Row]:
@@ -219,8 +225,13 @@ def _trials(
     ]
     _stage(pool, "trials", trials, progress)
     if "attention" in config.methods:
-        absent = [(prepare.make_absent, (bench, row, n)) for row in rows for n in range(config.trials)]
-        _stage(pool, "without the target", absent, progress)
+        tasks = [
+            (prepare.make_likeness, (bench, row, n, kind))
+            for kind in (prepare.PRESENT, prepare.ABSENT)
+            for row in rows
+            for n in range(config.trials)
+        ]
+        _stage(pool, "with and without the target", tasks, progress)
 
 
 def _stage(
