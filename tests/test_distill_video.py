@@ -22,7 +22,7 @@ from afield.capture.hand_videos import Truth, VideoConfig, amounts, hand_path
 from afield.capture.human_hand import GRIP, OPEN, bend_hand
 from afield.distill.from_video import DistillConfig, Runner, distill_video, fingerprint
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
-from afield.distill.stages.contact import find_contact
+from afield.distill.stages.contact import find_contact, find_release, first_touch, motion_onset
 from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks, link
 from afield.distill.stages.masks import standing, with_handles
@@ -36,13 +36,14 @@ from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_h
 from afield.perception.direct import make_surface
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
 from afield.perception.joint_search import (
+    BACK,
     Joint,
     follow_joint,
     motions,
     moving_part,
     refine_joint,
     score_joint,
-    smooth_path,
+    smooth_paths,
 )
 from afield.perception.propagation import propagate_mask, without_holes
 from afield.perception.screw import fit_screw
@@ -605,6 +606,22 @@ def test_contact_is_where_the_hand_comes_to_rest_before_the_motion() -> None:
         find_contact(path, hands, still, mask, depth)
 
 
+def test_contact_is_found_where_a_resting_hand_jumps_and_is_lost_for_a_while() -> None:
+    path, hands, tracks, _, _ = scene_of_contact()
+    onset = motion_onset(path, tracks)
+    jumps = hands.landmarks.copy()
+    jumps[16::2] += 3.0  # 4 pixels from frame to frame: as fast as a hand that comes near
+    lost = hands.state.copy()
+    lost[18:21] = 1
+    for changed in (hands, replace(hands, landmarks=jumps), replace(hands, state=lost)):
+        assert abs(first_touch(path, changed, tracks, onset) - 16) <= 1
+        assert abs(find_release(path, changed, tracks, onset) - 34) <= 1
+    unseen = np.where(np.arange(40) < onset + 6, 1, hands.state)
+    assert first_touch(path, replace(hands, state=unseen), tracks, onset) == onset - 3
+    gone = np.where(np.arange(40) > 27, 0, hands.state)
+    assert abs(find_release(path, replace(hands, state=gone), tracks, onset) - 27) <= 1
+
+
 def test_flow_goes_from_contact_to_release_in_steps_of_equal_time() -> None:
     path, hands, tracks, mask, depth = scene_of_contact()
     contact = find_contact(path, hands, tracks, mask, depth)
@@ -680,11 +697,16 @@ def test_the_smoothest_path_is_the_best_of_all() -> None:
     weight = 2.0 * score.max(axis=1).mean()
 
     def value(path: tuple[int, ...]) -> float:
-        steps = np.diff(np.concatenate(([0.0], amounts[list(path)])))
-        return float(score[np.arange(4), list(path)].sum() - weight * (steps**2).sum())
+        places = np.concatenate(([0.0], amounts[list(path)]))
+        turned_back = (np.abs(places[1:]) < np.abs(places[:-1])) | (places[1:] * places[:-1] < 0)
+        penalty = (np.diff(places) ** 2 * np.where(turned_back, BACK, 1.0)).sum()
+        return float(score[np.arange(4), list(path)].sum() - weight * penalty)
 
     best = max(itertools.product(range(5), repeat=4), key=value)
-    assert tuple(smooth_path(score, amounts, 2.0)) == best
+    other = generator.uniform(size=(4, 5))
+    paths, totals = smooth_paths(np.stack((other, score)), amounts, 2.0)
+    assert tuple(paths[1]) == best
+    assert totals[1] == pytest.approx(value(best))
 
 
 def test_a_hinge_is_found_where_corners_slide_along_streaks() -> None:
@@ -694,12 +716,12 @@ def test_a_hinge_is_found_where_corners_slide_along_streaks() -> None:
     moments = np.array([6, 8, 10, 12, 15])
     axis = np.array([0.0, 0.0, 1.0])
     wrong = np.concatenate((axis, -np.cross(axis, [-0.17, 0.03, 0.0])))  # 4 cm beside the hinge
-    amounts, gain = score_joint(surface, wrong, moments, np.radians(np.arange(-60.0, 61.0, 5.0)))
+    amounts, gain, _ = score_joint(surface, wrong, moments, np.radians(np.arange(-60.0, 61.0, 5.0)))
     joint = Joint("hinge", wrong, axis, amounts)
     for _ in range(3):
         member = np.flatnonzero((gain > 0.1)[surface.block])
         joint = refine_joint(surface, replace(joint, amounts=amounts), moments, member)
-        amounts, gain = score_joint(surface, joint.twist, moments, np.radians(np.arange(-60.0, 61.0, 2.0)))
+        amounts, gain, _ = score_joint(surface, joint.twist, moments, np.radians(np.arange(-60.0, 61.0, 2.0)))
     found = moving_part(surface, joint, moments, joint.amounts)
     assert (found == (surface.points[:, 0] < 0.2)).mean() > 0.95
     every = follow_joint(surface, joint, np.flatnonzero(found), 3, len(frames))

@@ -14,6 +14,7 @@ from scipy.spatial.transform import Rotation
 from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
 from afield.distill.stages.touched import (
+    REACH,
     Found,
     hand_views,
     looked_closer,
@@ -23,6 +24,7 @@ from afield.distill.stages.touched import (
     touched_in_frame,
 )
 from afield.distill.stages.tracks import ObjectTracks
+from afield.errors import AfieldError
 from afield.geometry import look_at
 from afield.observation import Camera
 from afield.perception.cameras import CameraPath
@@ -196,6 +198,22 @@ def test_a_hand_that_tells_nothing_of_its_depth_is_taken_from_one_frame() -> Non
     lost = replace(found, hands=replace(found.hands, state=seldom))
     assert hand_views(lost, HELD) is None
     assert (touched(lost, HELD) == touched_in_frame(lost, 3)).all()
+
+
+def test_fingers_that_hide_behind_a_rim_touch_what_lies_beside_the_hand() -> None:
+    found, _ = plate_scene(65.0)
+    rows, columns = np.nonzero(found.mask)
+    masks = np.zeros((COUNT, HEIGHT, WIDTH), bool)
+    masks[:, rows.min() - 30 : rows.min() - 2, int(columns.mean()) - 15 : int(columns.mean()) + 15] = True
+    above = found.hands.landmarks - [0.0, float(found.hands.landmarks[3, :, 1].max() - rows.min() + 40)]
+    hidden = replace(found, hands=replace(found.hands, landmarks=above.astype(np.float32), masks=masks))
+    region = touched_in_frame(hidden, 3)
+    beside = hidden.region(hidden.beside_hand(3, REACH))
+    assert region.any() and (region == beside).all()
+    assert not (region & ~found.mask).any()
+    away = replace(hidden, hands=replace(hidden.hands, masks=np.roll(masks, -60, axis=1)))
+    with pytest.raises(AfieldError, match="the fingers do not meet the object in frame 3"):
+        touched_in_frame(away, 3)
 
 
 def test_a_hand_that_turns_farther_than_a_wrist_can_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:

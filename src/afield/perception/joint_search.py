@@ -1,7 +1,7 @@
-"""The joint of a part that moves, from pictures alone.
+"""The joint of a part that moves, from pictures and from the way of the hand that moves it.
 
-Hinges and slides are tried all over the object; those under which the pictures make most sense are refined by least squares on
-the pictures themselves.
+Hinges and slides are tried all over the object; those under which the pictures make most sense, and that take what the hand
+holds to where the hand is, are refined by least squares on the pictures themselves.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from afield.perception.cameras import CameraPath
 from afield.perception.direct import Surface, make_surface
+from afield.perception.hand_witness import HandWitness
 
 Kind = Literal["slide", "hinge"]
 CELLS = 12
@@ -28,6 +29,10 @@ SURVIVORS = 3, 5
 refined on sharp ones."""
 JUMP = 1.5
 """How much worse a sequence of amounts is that jumps over half of the range from one moment to the next."""
+BACK = 6.0
+"""So much more a step back towards rest counts as a jump: who opens or closes something seldom turns back."""
+HAND = 0.05
+"""What it counts if the hand is in a moment where a joint takes it, beside what all squares would gain together."""
 BELONGS = 0.1
 """Summed gain of a square from which on it counts as part of what moves."""
 SIMPLER = 0.95
@@ -38,6 +43,8 @@ FRAME_JUMP = 12.0
 """The same penalty from one frame to the next."""
 UNSEEN = 0.65
 """What a point that cannot be seen counts, as a difference in appearance: turning all points away must not be a gain."""
+HELD = 0.15
+"""The same as `HAND` where the part is followed, beside what all its points would add that look right."""
 UNCLEAR = 0.3
 """Summed gain of a point below which it follows its neighbours."""
 HOPELESS = 0.6
@@ -115,38 +122,61 @@ def candidates(surface: Surface, up: Float[np.ndarray, "3"]) -> tuple[list[tuple
 
 
 def score_joint(
-    surface: Surface, twist: Float[np.ndarray, "6"], frames: Int[np.ndarray, "f"], amounts: Float[np.ndarray, "a"]
-) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "b"]]:
-    """The amounts in some frames under which one set of squares gains most, and what each square gains over all frames."""
-    poses = motions(twist, amounts)
+    surface: Surface,
+    twist: Float[np.ndarray, "6"],
+    frames: Int[np.ndarray, "f"],
+    amounts: Float[np.ndarray, "a"],
+    hand: HandWitness | None = None,
+) -> tuple[Float[np.ndarray, "f"], Float[np.ndarray, "b"], float]:
+    """The best amounts in some frames.
+
+    Under them one set of squares gains most, and the hand, if there is one, stays with one spot of the part.
+
+    Returns:
+        The amounts, what each square gains over all frames, and the sum of what is gained, the hand's agreement included.
+    """
+    poses, every = motions(twist, amounts), np.arange(len(frames))
     gain = np.stack([surface.gain(int(frame), poses) for frame in frames])
-    chosen = smooth_path(np.maximum(gain, 0).sum(axis=2), amounts)
-    for _ in range(3):
-        square = gain[np.arange(len(frames)), chosen].sum(axis=0)
+    agreed = np.zeros((1, len(frames), len(amounts)))
+    if hand is not None and len(hand.spots):
+        agreed = HAND * gain.shape[2] * np.stack([hand.agreement(int(frame), poses) for frame in frames], axis=1)
+    score, chosen, spot = np.maximum(gain, 0).sum(axis=2), np.zeros(len(frames), int), 0
+    for _ in range(4):
+        chosen, spot = _best_path(score + agreed, amounts)
+        square = gain[every, chosen].sum(axis=0)
         member = square > BELONGS
         if not member.any():
             break
-        chosen = smooth_path(gain[:, :, member].sum(axis=2), amounts)
-    return amounts[chosen], gain[np.arange(len(frames)), chosen].sum(axis=0)
+        score = gain[:, :, member].sum(axis=2)
+    square = gain[every, chosen].sum(axis=0)
+    return amounts[chosen], square, float(np.maximum(square, 0).sum() + agreed[spot, every, chosen].sum())
 
 
-def smooth_path(
-    score: Float[np.ndarray, "f a"], amounts: Float[np.ndarray, "a"], jump: float = JUMP
-) -> Int[np.ndarray, "f"]:
-    """The sequence with the largest sum of scores, less a penalty on jumps; it begins at rest."""
-    weight = jump * max(float(score.max(axis=1).mean()), 1e-9)
+def _best_path(score: Float[np.ndarray, "s f a"], amounts: Float[np.ndarray, "a"]) -> tuple[Int[np.ndarray, "f"], int]:
+    """The best of the smooth paths for each of some scores, and whose it is."""
+    paths, totals = smooth_paths(score, amounts, JUMP)
+    best = int(totals.argmax())
+    return paths[best], best
+
+
+def smooth_paths(
+    score: Float[np.ndarray, "s f a"], amounts: Float[np.ndarray, "a"], jump: float
+) -> tuple[Int[np.ndarray, "s f"], Float[np.ndarray, "s"]]:
+    """For each of some scores the sequence with the largest sum, less a penalty on jumps, and that sum; it begins at rest."""
+    weight = jump * np.maximum(score.max(axis=2).mean(axis=1), 1e-9)[:, None]
     span = np.ptp(amounts) / 2
-    penalty = weight * ((amounts[:, None] - amounts[None]) / span) ** 2
-    total = score[0] - weight * (amounts / span) ** 2
-    back = np.zeros(score.shape, int)
-    for index in range(1, len(score)):
-        reach = total[None] - penalty
-        back[index] = reach.argmax(axis=1)
-        total = score[index] + reach.max(axis=1)
-    path = [int(total.argmax())]
-    for index in range(len(score) - 1, 0, -1):
-        path.append(int(back[index, path[-1]]))
-    return np.array(path[::-1])
+    back = (np.abs(amounts)[:, None] < np.abs(amounts)[None]) | (amounts[:, None] * amounts[None] < 0)
+    penalty = ((amounts[:, None] - amounts[None]) / span) ** 2 * np.where(back, BACK, 1.0)
+    total = score[:, 0] - weight * (amounts / span) ** 2
+    before = np.zeros(score.shape, int)
+    for index in range(1, score.shape[1]):
+        reach = total[:, None] - weight[:, None] * penalty
+        before[:, index] = reach.argmax(axis=2)
+        total = score[:, index] + reach.max(axis=2)
+    path = [total.argmax(axis=1)]
+    for index in range(score.shape[1] - 1, 0, -1):
+        path.append(np.take_along_axis(before[:, index], path[-1][:, None], axis=1)[:, 0])
+    return np.stack(path[::-1], axis=1), total.max(axis=1)
 
 
 def refine_joint(
@@ -259,6 +289,7 @@ def find_joint(
     reference: int,
     hidden: Bool[np.ndarray, "t h w"],
     moments: Int[np.ndarray, "f"],
+    hand: HandWitness | None = None,
     *,
     seed: int = 0,
     progress: bool = True,
@@ -273,6 +304,7 @@ def find_joint(
         reference: a frame before anything moves.
         hidden: where hands are.
         moments: frames in which the part has moved.
+        hand: where the hand is that moves it.
         seed: which of the object's points are looked at.
         progress: show a progress bar.
     """
@@ -285,9 +317,9 @@ def find_joint(
     found = []
     for kind, twist in tqdm(trials, desc="joints", disable=not progress, leave=False):
         amounts = TURNS[::2] if kind == "hinge" else WAYS[::2] * diagonal
-        chosen, square = score_joint(rough, twist, moments[1::2], amounts)
+        chosen, _, score = score_joint(rough, twist, moments, amounts, hand)
         main = twist[:3] if kind == "hinge" else twist[3:]
-        found.append(Joint(kind, twist, main, chosen, float(np.maximum(square, 0).sum())))
+        found.append(Joint(kind, twist, main, chosen, score))
     found.sort(key=lambda joint: -joint.score)
     families: dict[tuple[object, ...], list[Joint]] = {}
     for joint in found:
@@ -296,12 +328,12 @@ def find_joint(
     chosen = [joint for group in families.values() for joint in group[: SURVIVORS[0]]]
     chosen = [joint for joint in chosen if joint.score > HOPELESS * found[0].score]
     found = [
-        _climb(rough, joint, moments[1::2], diagonal)
+        _climb(rough, joint, moments, diagonal, hand)
         for joint in tqdm(chosen, desc="shifted joints", disable=not progress, leave=False)
     ]
     found = _different(sorted(found, key=lambda joint: -joint.score), diagonal)
     found = [
-        _improve(sharp, joint, moments, diagonal)
+        _improve(sharp, joint, moments, diagonal, hand)
         for joint in tqdm(found[: SURVIVORS[1]], desc="refined joints", disable=not progress, leave=False)
     ]
     return sorted(found, key=lambda joint: -joint.score)
@@ -324,7 +356,9 @@ def _different(found: list[Joint], diagonal: float) -> list[Joint]:
     return kept
 
 
-def _climb(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float) -> Joint:
+def _climb(
+    surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float, hand: HandWitness | None
+) -> Joint:
     """Shift the axis of a hinge sideways in ever smaller steps while it explains more; slides have no place."""
     if joint.kind == "slide":
         return joint
@@ -336,8 +370,7 @@ def _climb(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagon
         best = joint
         for aside in (first, -first, np.cross(axis, first), -np.cross(axis, first)):
             twist = joint.twist - np.concatenate((np.zeros(3), np.cross(axis, step * aside)))
-            chosen, square = score_joint(surface, twist, moments, amounts)
-            score = float(np.maximum(square, 0).sum())
+            chosen, _, score = score_joint(surface, twist, moments, amounts, hand)
             if score > best.score:
                 best = replace(joint, twist=twist, amounts=chosen, score=score)
         if best is joint:
@@ -346,11 +379,13 @@ def _climb(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagon
     return joint
 
 
-def _improve(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float) -> Joint:
+def _improve(
+    surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float, hand: HandWitness | None
+) -> Joint:
     """Amounts, members and joint in turn."""
     amounts = TURNS if joint.kind == "hinge" else WAYS * diagonal
     best = joint
-    chosen, square = score_joint(surface, joint.twist, moments, amounts)
+    chosen, square, _ = score_joint(surface, joint.twist, moments, amounts, hand)
     for _ in range(3):
         member = np.flatnonzero((square > BELONGS)[surface.block])
         if len(member) < 20:
@@ -358,8 +393,9 @@ def _improve(surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diag
         joint = refine_joint(surface, replace(joint, amounts=chosen), moments, member)
         low, high = min(joint.amounts.min(), 0.0), max(joint.amounts.max(), 0.0)
         room = 0.1 * (high - low)
-        chosen, square = score_joint(surface, joint.twist, moments, np.linspace(low - room, high + room, 41))
-        best = replace(joint, amounts=chosen, score=float(np.maximum(square, 0).sum()))
+        grid = np.linspace(low - room, high + room, 41)
+        chosen, square, score = score_joint(surface, joint.twist, moments, grid, hand)
+        best = replace(joint, amounts=chosen, score=score)
     return best
 
 
@@ -369,29 +405,45 @@ def follow_joint(
     member: Int[np.ndarray, "k"],
     first: int,
     count: int,
+    hand: HandWitness | None = None,
 ) -> Float[np.ndarray, "t"]:
-    """How far the part has gone in every frame: 0 until `first`, then the smooth path under which its members look right."""
+    """How far the part has gone in every frame.
+
+    0 until `first`, then the smooth path under which its members look right and what the hand holds stays with it.
+    """
     low, high = min(joint.amounts.min(), 0.0), max(joint.amounts.max(), 0.0)
     room = 0.15 * (high - low)
     grid = np.linspace(low - room, high + room, 79)
     frames = np.arange(first + 1, count)
-    score = np.stack([_likeness(surface, joint, int(frame), grid, member) for frame in frames])
+    score = np.stack([_likeness(surface, joint, int(frame), grid, member, hand) for frame in frames])
     amount = np.zeros(count)
-    amount[frames] = grid[smooth_path(score, grid, FRAME_JUMP)]
+    amount[frames] = grid[smooth_paths(score[None], grid, FRAME_JUMP)[0][0]]
     near = np.linspace(-1, 1, 9) * (grid[1] - grid[0])
     for frame in frames:
         around = amount[frame] + near
-        amount[frame] = around[_likeness(surface, joint, int(frame), around, member).argmax()]
+        amount[frame] = around[_likeness(surface, joint, int(frame), around, member, hand).argmax()]
     return amount
 
 
 def _likeness(
-    surface: Surface, joint: Joint, frame: int, amounts: Float[np.ndarray, "a"], member: Int[np.ndarray, "k"]
+    surface: Surface,
+    joint: Joint,
+    frame: int,
+    amounts: Float[np.ndarray, "a"],
+    member: Int[np.ndarray, "k"],
+    hand: HandWitness | None,
 ) -> Float[np.ndarray, "a"]:
-    """How well the members look in a frame for each amount; what is not seen counts as looking quite wrong."""
-    found, lost = surface.difference(frame, joint.motion(amounts), member)
+    """How well the members look in a frame for each amount, and how near what the hand holds is to it.
+
+    What is not seen counts as looking quite wrong.
+    """
+    poses = joint.motion(amounts)
+    found, lost = surface.difference(frame, poses, member)
     size = np.minimum(np.linalg.norm(found, axis=-1), 1.0)
-    return (1.0 - np.where(lost, UNSEEN, size)).sum(axis=1)
+    likeness = (1.0 - np.where(lost, UNSEEN, size)).sum(axis=1)
+    if hand is not None and len(hand.spots):
+        likeness = likeness + HELD * len(member) * hand.agreement(frame, poses)[0]
+    return likeness
 
 
 def moving_part(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
@@ -18,12 +18,10 @@ from afield.perception.cameras import CameraPath
 
 STARTED = 1.0
 """The part moves once its points have left their places by so many pixels more than before."""
-RESTS = 0.04
-"""A hand rests on the object while it is slower, relative to it, than this share of its fastest approach."""
-QUIET = 4
-"""Frames before the motion in which the hand is looked for at rest."""
-JITTER = 1.8
-"""Pixels a frame that landmarks of a resting hand may jump."""
+STAYS = 4.0, 0.06
+"""Pixels, or a share of its size if that is more, by which a hand that has touched is away from its place upon the object."""
+SOON = 3
+"""Frames: people move things about a fifth of a second after touching them."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,8 @@ def find_contact(
 ) -> Contact:
     """The frames of first contact and release, and the region that is touched.
 
-    The part's motion says when contact must have been made; going back from there, contact begins where the hand came to rest
-    on the object. Release is where the hand leaves the part again.
+    The part's motion says when contact must have been made; going back from there, contact begins where the hand came to its
+    place on the object. Release is where the hand leaves the part again.
 
     Args:
         path: cameras.
@@ -87,15 +85,8 @@ def find_contact(
             f"Stage contact: the object begins to move in frame {onset}, but a hand is seen in frames {near.min()} to "
             f"{near.max()} only; give masks with --hand-masks."
         )
-    slow = hand_speed(path, hands, tracks, onset)
-    approach = slow[reference : onset + 1]
-    fastest = float(approach[np.isfinite(approach)].max(initial=0.0))
-    limit = max(JITTER, RESTS * fastest)
-    # When the part begins to move the hand's place upon it may be noisy, so the quietest frame just before is the starting point.
-    contact = max(reference + 1, onset - QUIET) + int(np.argmin(slow[max(reference + 1, onset - QUIET) : onset + 1]))
-    while contact > reference + 1 and slow[contact] < limit:
-        contact -= 1
-    release = find_release(path, hands, tracks, onset, max(2.0 * JITTER, limit))
+    contact = first_touch(path, hands, tracks, onset)
+    release = find_release(path, hands, tracks, onset)
     found = Found(path, hands, tracks, mask, depth)
     region = touched(found, (contact, release), frames, progress=progress)
     return Contact(reference, contact, onset, release, region)
@@ -131,26 +122,62 @@ def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndar
     return off
 
 
-def hand_speed(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> Float[np.ndarray, "t"]:
-    """Pixels a frame that the fingertips move relative to the part they will touch; infinite where there is no hand."""
+def first_touch(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> int:
+    """The frame from which on the hand rests where it is upon the part when that begins to move.
+
+    Its place is asked and not its speed: landmarks of a hand that rests may jump by more than a hand moves that comes near.
+    In the first frame in which it is there it has just come, so the second one counts.
+    """
+    first = tracks.reference + 1
+    known, away = _away_from(hands, hand_place(path, hands, tracks, onset), onset - 2, onset + SOON, first)
+    if not len(known):
+        return max(first, onset - SOON)
+    before = np.flatnonzero((away > _stays(hands, known)) & (known < onset))
+    there = known[before[-1] + 1 :] if len(before) else known
+    return int(min(there[min(1, len(there) - 1)], onset))
+
+
+def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> int:
+    """The last frame of contact: once the part has come to rest, the hand stays at its place upon it until it leaves."""
+    still = _last_motion(tracks, hands, onset)
+    known, away = _away_from(hands, hand_place(path, hands, tracks, onset), still - 1, still + SOON, still - 1)
+    last = int(np.flatnonzero(hands.state > 0).max())
+    # After a motion the hand's place upon the part is known less well than before it.
+    left = np.flatnonzero((away > 2 * _stays(hands, known)) & (known > still))
+    end = int(known[left[0] - 1]) if len(left) else last if len(known) else still
+    return min(max(end, onset + 2), len(path) - 1)
+
+
+def _stays(hands: HandTrack, frames: Int[np.ndarray, "k"]) -> Float[np.ndarray, "k"]:
+    """Pixels by which a resting hand may be away from its place."""
+    return np.maximum(STAYS[0], STAYS[1] * hands.size[frames])
+
+
+def _away_from(
+    hands: HandTrack, place: Float[np.ndarray, "t 2"], begin: int, end: int, first: int
+) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+    """From a frame on those in which the hand was found, and how far it is there from its place between two frames.
+
+    Median of three frames; both are empty where the hand was not found between the two.
+    """
+    known = np.flatnonzero((hands.state == 2) & np.isfinite(place[:, 0]) & (np.arange(len(place)) >= first))
+    there = known[(known >= begin) & (known <= end)]
+    if not len(there):
+        return there, np.zeros(0)
+    away = np.linalg.norm(place[known] - np.median(place[there], axis=0), axis=1)
+    away[1:-1] = np.median((away[:-2], away[1:-1], away[2:]), axis=0)
+    return known, away
+
+
+def hand_place(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> Float[np.ndarray, "t 2"]:
+    """Where the hand is in pixels beside the spot of the part that it will touch; NaN where there is no hand."""
     place = np.full((len(path), 2), np.nan)
     spot = _spot(path, hands, tracks, onset)
     for frame in np.flatnonzero(hands.state > 0):
         moved = tracks.motion[frame, :3, :3] @ spot + tracks.motion[frame, :3, 3]
         seen = path.camera(int(frame)).project(torch.from_numpy(moved[None]).float())[0][0].numpy()
         place[frame] = np.median(hands.landmarks[frame, 1:], axis=0) - seen
-    speed = np.full(len(path), np.inf)
-    speed[1:] = np.linalg.norm(np.diff(place, axis=0), axis=1)
-    speed[np.isnan(speed)] = np.inf
-    speed[hands.state == 1] = np.inf  # a guessed hand says nothing about its speed
-    smooth = speed.copy()
-    for frame in range(1, len(speed) - 1):
-        smooth[frame] = np.median(speed[frame - 1 : frame + 2])
-    if not np.isfinite(smooth[max(0, onset - 3) : onset + 1]).any():
-        smooth[max(0, onset - 3) : onset + 1] = (
-            0.0  # nothing is known; people move things about a fifth of a second after touching
-        )
-    return smooth
+    return place
 
 
 def _spot(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, frame: int) -> Float[np.ndarray, "3"]:
@@ -159,18 +186,6 @@ def _spot(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, frame: int) 
     seen = path.camera(frame).project(torch.from_numpy(points).float())[0].numpy()
     middle = hands.tips(frame).mean(axis=0)
     return tracks.points[tracks.moving][np.linalg.norm(seen - middle, axis=1).argmin()].astype(float)
-
-
-def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int, speed_limit: float) -> int:
-    """The last frame of contact: once the part has come to rest, the hand stays with it until it begins to leave."""
-    still = _last_motion(tracks, hands, onset)
-    speed = hand_speed(path, hands, tracks, onset)
-    there = np.flatnonzero(hands.state > 0)
-    last = int(there[there >= onset].max())
-    for frame in range(still + 1, last):
-        if speed[frame] > speed_limit and speed[frame + 1] > speed_limit:
-            return max(frame - 1, onset + 2)
-    return max(last, min(onset + 2, len(path) - 1))
 
 
 def _last_motion(tracks: ObjectTracks, hands: HandTrack, onset: int) -> int:

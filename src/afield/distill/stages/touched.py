@@ -35,7 +35,7 @@ LEAST_TURN = 0.25
 """Radians that the part must turn for the hand upon it to be seen from sides enough to locate its joints."""
 FEWEST_FRAMES, MOST_FRAMES = 4, 12
 """In which the hand is found while it holds the part; more than the most tell nothing new."""
-MOST_TURN = 1.2
+MOST_TURN = 0.8
 """Radians; a located hand that turns farther within its grip is not believed: no wrist does, so the motion must be wrong."""
 HELD_REACH = 0.024
 """Metres from the bones of a located hand to what it touches: to the skin, and a finger's width."""
@@ -47,6 +47,8 @@ LOOKS = 9
 """Frames before the hand comes that a closer look compares."""
 AROUND = 0.3
 """Of the hand's size: how far around it a closer look is taken."""
+LEAST_TOUCH = 4e-4
+"""Square metres that the fingers of a hand touch at least."""
 SMALLEST = 10
 """Pixels; less is no contact region."""
 
@@ -87,14 +89,14 @@ class Found:
         seen, away = self.path.camera(frame).project(torch.from_numpy(self.surface()).float())
         return seen.numpy(), away.numpy()
 
-    def beside_hand(self, frame: int) -> Bool[np.ndarray, "n"]:
-        """Whether they are seen behind the hand of a frame, or so near it that they may be touched."""
+    def beside_hand(self, frame: int, reach: float = BESIDE) -> Bool[np.ndarray, "n"]:
+        """Whether they are seen behind the hand of a frame, or so near it (in metres) that they may be touched."""
         mask = self.hands.masks[frame]
         columns, rows = np.round(self.seen_in(frame)[0]).astype(int).T
         if not mask.any():
             return np.ones(len(rows), bool)
         off = np.asarray(distance_transform_edt(~mask)) / pixels_per_meter(self.hands, frame)
-        return off[rows.clip(0, len(off) - 1), columns.clip(0, off.shape[1] - 1)] < BESIDE
+        return off[rows.clip(0, len(off) - 1), columns.clip(0, off.shape[1] - 1)] < reach
 
     def region(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "h w"]:
         """A mask of the chosen ones without specks."""
@@ -220,7 +222,8 @@ def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
 
     The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
-    thick as they are, rest on the object.
+    thick as they are, rest on the object. Of fingers that reach over a rim hardly anything is seen; where they touch less than
+    fingers do, all that lies beside the hand counts.
 
     Raises:
         AfieldError: the hand touches nothing of the object.
@@ -236,6 +239,8 @@ def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     bones[:, 2] += _resting_depth(bones, surface)
     far = KDTree(bones).query(surface)[0]
     region = found.region((far < REACH + FINGER_RADIUS) & found.beside_hand(frame))
+    if region.sum() < LEAST_TOUCH * scale**2 and hands.masks[frame].any():
+        region = found.region(found.beside_hand(frame, REACH))
     if region.sum() < SMALLEST:
         raise AfieldError(
             f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "

@@ -25,7 +25,8 @@ from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
 from afield.perception.direct import Surface, make_surface
 from afield.perception.given_tracks import GivenTracks
-from afield.perception.joint_search import find_joint, follow_joint, moving_part, refine_joint, simplest
+from afield.perception.hand_witness import HandWitness
+from afield.perception.joint_search import HAND, find_joint, follow_joint, moving_part, refine_joint, simplest
 from afield.perception.screw import fit_screw
 from afield.perception.tracks import PointTracker, PointTracks
 from afield.perception.video import Video
@@ -119,14 +120,15 @@ def track_object(
     points = refine_depth(path, PointTracks(found.pixels, seen), depth, reference, alone)
     moments = acting_frames(hands, reference, MOMENTS)
     surface = make_surface(video.frames, path, mask, depth, reference, hands.masks, count=SURFACE)
-    joint = joint_motion(video, path, mask, depth, reference, hands, surface, moments, progress)
+    witness = HandWitness.of(path, hands.middle, hands.size, surface.points, reference + 1, int(moments[0]))
+    joint = joint_motion(video, path, mask, depth, reference, hands, surface, moments, witness, progress)
     try:
         corners = corner_motion(path, found, seen, points, reference, hands, progress)
     except AfieldError:
         if joint is None:
             raise
         corners = None
-    explained = 0.0 if corners is None else max(TELLING, _explained(surface, corners[2], moments))
+    explained = 0.0 if corners is None else max(TELLING, _explained(surface, corners[2], moments, witness))
     if corners is not None and (joint is None or joint.score < explained):
         points, moving, motion, fit = corners
     else:
@@ -171,33 +173,42 @@ def joint_motion(
     hands: HandTrack,
     surface: Surface,
     moments: Int[np.ndarray, "f"],
+    witness: HandWitness,
     progress: bool,
 ) -> _JointMotion | None:
     """The hinge or slide under which the pictures make most sense, followed through the video; None if nothing moves so."""
-    found = find_joint(video.frames, path, mask, depth, reference, hands.masks, moments, progress=progress)
+    found = find_joint(video.frames, path, mask, depth, reference, hands.masks, moments, witness, progress=progress)
     joint = simplest(found)
     if joint is None:
         return None
     count = len(video.frames)
     often = acting_frames(hands, reference, 2 * MOMENTS)
     member = moving_part(surface, joint, moments, joint.amounts)
+    held = (
+        witness.only(int(witness.agreed(moments, joint.motion(joint.amounts)).argmax())) if len(witness.spots) else None
+    )
     amounts = np.zeros(count)
     for _ in range(3):
         if member.sum() < FEWEST:
             return None
         chosen = np.flatnonzero(member)
-        amounts = follow_joint(surface, joint, chosen, reference, count)
+        amounts = follow_joint(surface, joint, chosen, reference, count, held)
         joint = refine_joint(surface, replace(joint, amounts=amounts[often]), often, chosen)
         member = moving_part(surface, joint, often, joint.amounts)
-    amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count)
+    amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count, held)
     motion = joint.motion(amounts)
-    return _JointMotion(surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments))
+    return _JointMotion(
+        surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments, witness)
+    )
 
 
-def _explained(surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"]) -> float:
-    """How much of what has changed in the pictures a motion explains, summed over squares."""
-    gain = sum(surface.gain(int(frame), motion[frame][None].astype(float))[0] for frame in moments)
-    return float(np.maximum(gain, 0).sum())
+def _explained(
+    surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"], witness: HandWitness
+) -> float:
+    """How much of what has changed in the pictures a motion explains, summed over squares, and of the way of the hand."""
+    gain = np.sum([surface.gain(int(frame), motion[frame][None].astype(float))[0] for frame in moments], axis=0)
+    agreed = HAND * len(gain) * witness.agreed(moments, motion[moments].astype(float)).max(initial=0.0)
+    return float(np.maximum(gain, 0).sum() + agreed)
 
 
 def corner_motion(
