@@ -618,6 +618,10 @@ def test_contact_is_found_where_a_resting_hand_jumps_and_is_lost_for_a_while() -
         assert abs(find_release(path, changed, tracks, onset) - 34) <= 1
     unseen = np.where(np.arange(40) < onset + 6, 1, hands.state)
     assert first_touch(path, replace(hands, state=unseen), tracks, onset) == onset - 3
+    away = hands.landmarks.copy()
+    away[33:36, :, 0] += np.array([40.0, 60.0, 80.0], np.float32)[:, None]
+    back = np.where((np.arange(40) > 29) & (np.arange(40) < 33), 1, hands.state)  # found again when it leaves
+    assert abs(find_release(path, replace(hands, landmarks=away, state=back), tracks, onset) - 32) <= 1
     gone = np.where(np.arange(40) > 27, 0, hands.state)
     assert abs(find_release(path, replace(hands, state=gone), tracks, onset) - 27) <= 1
 

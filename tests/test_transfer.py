@@ -16,7 +16,7 @@ from afield.errors import AfieldError
 from afield.fields.registration import Registration, register
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name
-from afield.pipeline import refuse_if_absent, with_confidence
+from afield.pipeline import is_calibrated, refuse_if_absent, with_confidence
 from afield.pretrain import FieldModel, train_field
 from afield.result import Grasp
 from afield.run import Run
@@ -389,6 +389,14 @@ def test_unlikeness_counts_shape_features_and_size_but_neither_place_nor_turn(
         resized = replace(_thing(2), points=factor * _thing(2).points)
         expected = another + RESIZED * abs(math.log(factor))
         assert unlikeness(demonstration, resized, hand) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_probability_is_given_only_for_what_it_was_fitted_to(model: FieldModel) -> None:
+    attention = replace(model, kind="attention")
+    assert is_calibrated(TransferConfig(), attention)
+    assert not is_calibrated(TransferConfig(), model)
+    assert not is_calibrated(TransferConfig(align=False), attention)
+    assert not is_calibrated(TransferConfig(preset="faithful"), attention)
 
 
 def test_a_grasp_carries_its_evidence(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:

@@ -199,8 +199,8 @@ def grasp(
         preset: default, or faithful: Eq. 7-9 as printed, without gate, centring, geometry channel and alignment.
         full: optimize all 64 starts to the end with the exact field instead of halving them.
         align: lay the demonstrated object as a whole upon the target, and try the hand that it carries along first
-            (docs/fields.md). Without it no probability of success is given, for that is calibrated with it.
-        force: go on where nothing in the scene is like the demonstrated part.
+            (docs/fields.md). Without it, or with another field than attention, no probability of success is given.
+        force: go on where nothing in the scene is like the demonstrated object.
         arm: ur10e, panda, or the path of an arm description: prefer grasps that it can reach (docs/arms.md).
         arm_base: x y z in metres and yaw in radians of the arm's base in the world.
         seed: seed of everything random.

@@ -211,16 +211,16 @@ def grasp_from_files(
         hand: name of a hand or path of a hand description.
         preset: default or faithful.
         full: optimize all starts to the end.
-        align: align the objects as wholes and carry the hand along (not with the faithful preset); without it no probability
-            of success is given, for that is calibrated with it.
-        force: go on where nothing is like the demonstrated part.
+        align: align the objects as wholes and carry the hand along (not with the faithful preset); without it, or with
+            another field than `attention`, no probability of success is given, for that is calibrated with both.
+        force: go on where nothing is like the demonstrated object.
         arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
         arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.
         seed: of everything random.
         progress: show progress bars.
 
     Raises:
-        AfieldError: no instance of the scene is like the demonstrated part (unless `force`), or something does not fit.
+        AfieldError: no instance of the scene is like the demonstrated object (unless `force`), or something does not fit.
     """
     if preset not in ("default", "faithful"):
         raise AfieldError(f"There is no preset '{preset}'; choose default or faithful.")
@@ -239,7 +239,7 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
-    if preset == "default" and align:
+    if is_calibrated(config, model):
         result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
@@ -291,6 +291,11 @@ def within_reach(arm: ArmWithHand, candidates: Float[Tensor, "k d"]) -> list[int
     return found or list(range(len(candidates)))
 
 
+def is_calibrated(config: TransferConfig, model: FieldModel) -> bool:
+    """Whether the probability of success was fitted to grasps that were found like this; energies of other fields differ."""
+    return config.preset == "default" and config.align and model.kind == "attention"
+
+
 def with_confidence(grasp: Grasp, hand: Hand) -> Grasp:
     """The grasp with its evidence and its calibrated probability of success in the provenance."""
     evidence = Evidence.of(grasp, hand)
@@ -302,7 +307,7 @@ def refuse_if_absent(demonstration: Demonstration, scene: Scene, hand: Hand) -> 
     """Say so when nothing in the scene is like the demonstrated object, rather than return a random grasp.
 
     Raises:
-        AfieldError: the most similar instance is less alike than in almost every scene that holds such an object.
+        AfieldError: the most similar instance is less alike than in nine of ten scenes that hold such an object.
     """
     found, most = unlikeness(demonstration, scene, hand), Calibration.load().most_unlike
     if found > most:

@@ -33,7 +33,7 @@ class HandWitness:
     size: Float[np.ndarray, "t"]
     """Its extent in pixels."""
     spots: Float[np.ndarray, "s 3"]
-    """Places of the object at rest, in the world, that the hand was at before the motion."""
+    """Places of the object at rest, in the world, that the hand was at until about when the motion began."""
 
     @classmethod
     def of(
@@ -45,7 +45,7 @@ class HandWitness:
         first: int,
         last: int,
     ) -> HandWitness:
-        """From points of the object at rest, and the frames between which the hand came to it, both included."""
+        """From points of the object at rest, and frames between which the hand came to it, both included; hardly later."""
         near = np.full(len(points), np.inf)
         for frame in range(first, last + 1):
             if np.isfinite(middle[frame]).all():
@@ -53,7 +53,7 @@ class HandWitness:
                 near = np.minimum(near, np.linalg.norm(pixels - middle[frame], axis=1) / max(float(size[frame]), 1.0))
         if not np.isfinite(near).any():
             return cls(path, middle, size, np.zeros((0, 3)))
-        reach = max(REACH, float(np.sort(near)[min(FEWEST, len(near) - 1)]))
+        reach = max(REACH, float(np.sort(near)[min(FEWEST, len(near)) - 1]))
         held = np.flatnonzero(near <= reach)
         held = held[np.linspace(0, len(held) - 1, min(SPOTS, len(held))).astype(int)]
         return cls(path, middle, size, points[held].astype(float))

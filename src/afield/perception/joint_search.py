@@ -140,15 +140,14 @@ def score_joint(
     agreed = np.zeros((1, len(frames), len(amounts)))
     if hand is not None and len(hand.spots):
         agreed = HAND * gain.shape[2] * np.stack([hand.agreement(int(frame), poses) for frame in frames], axis=1)
-    score, chosen, spot = np.maximum(gain, 0).sum(axis=2), np.zeros(len(frames), int), 0
-    for _ in range(4):
+    score = np.maximum(gain, 0).sum(axis=2)
+    for last in (False, False, False, True):
         chosen, spot = _best_path(score + agreed, amounts)
         square = gain[every, chosen].sum(axis=0)
         member = square > BELONGS
-        if not member.any():
+        if last or not member.any():
             break
         score = gain[:, :, member].sum(axis=2)
-    square = gain[every, chosen].sum(axis=0)
     return amounts[chosen], square, float(np.maximum(square, 0).sum() + agreed[spot, every, chosen].sum())
 
 
@@ -409,7 +408,8 @@ def follow_joint(
 ) -> Float[np.ndarray, "t"]:
     """How far the part has gone in every frame.
 
-    0 until `first`, then the smooth path under which its members look right and what the hand holds stays with it.
+    0 until `first`, then the smooth path under which its members look right and what the hand holds stays near it. A hand that
+    has not come yet, or has left, is too far away to count.
     """
     low, high = min(joint.amounts.min(), 0.0), max(joint.amounts.max(), 0.0)
     room = 0.15 * (high - low)

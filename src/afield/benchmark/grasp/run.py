@@ -158,6 +158,10 @@ def _confidence(
     success = [bool(record["success"]) for record in found]
     present, absent = (_unlikeness(bench, rows, config, kind) for kind in (prepare.PRESENT, prepare.ABSENT))
     if config.calibrate:
+        if not (present and absent):
+            raise AfieldError(
+                "The scenes with and without the target have not been compared yet; run it without --report."
+            )
         calibration = fit_calibration(evidence, success, present, absent)
         write_json(bench.work / "confidence.json", asdict(calibration))
     else:

@@ -89,6 +89,8 @@ def confidence_markdown(trust: Mapping[str, Any]) -> str:
     """The calibration curve and the share of false alarms, as text."""
     lines = ["", "## Confidence", "", _line(["predicted", "actual", "trials"]), _line(["---"] * 3)]
     lines += [_line([f"{g['predicted']:.2f}", f"{g['actual']:.2f}", str(g["trials"])]) for g in trust["reliability"]]
+    if not (trust["scenes_without_target"] and trust["scenes_with_target"]):
+        return "\n".join([*lines, ""])
     lines += [
         "",
         f"Scenes without the target that were not refused: {trust['false_alarms']:.2f} of "

@@ -19,7 +19,7 @@ from afield.perception.cameras import CameraPath
 STARTED = 1.0
 """The part moves once its points have left their places by so many pixels more than before."""
 STAYS = 4.0, 0.06
-"""Pixels, or a share of its size if that is more, by which a hand that has touched is away from its place upon the object."""
+"""Pixels, or a share of its size if that is more, by which a hand that has touched may be away from its place upon the object."""
 SOON = 3
 """Frames: people move things about a fifth of a second after touching them."""
 
@@ -144,7 +144,9 @@ def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset
     last = int(np.flatnonzero(hands.state > 0).max())
     # After a motion the hand's place upon the part is known less well than before it.
     left = np.flatnonzero((away > 2 * _stays(hands, known)) & (known > still))
-    end = int(known[left[0] - 1]) if len(left) else last if len(known) else still
+    end = last if len(known) else still
+    if len(left):
+        end = int(known[left[0] - 1]) if left[0] > 0 else still
     return min(max(end, onset + 2), len(path) - 1)
 
 
@@ -156,9 +158,10 @@ def _stays(hands: HandTrack, frames: Int[np.ndarray, "k"]) -> Float[np.ndarray, 
 def _away_from(
     hands: HandTrack, place: Float[np.ndarray, "t 2"], begin: int, end: int, first: int
 ) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
-    """From a frame on those in which the hand was found, and how far it is there from its place between two frames.
+    """The frames from `first` on in which the hand was found, and its distance in each from its median place in some others.
 
-    Median of three frames; both are empty where the hand was not found between the two.
+    Those are the frames from `begin` to `end`; where the hand was not found in any of them both are empty. Distances are
+    the median of three frames.
     """
     known = np.flatnonzero((hands.state == 2) & np.isfinite(place[:, 0]) & (np.arange(len(place)) >= first))
     there = known[(known >= begin) & (known <= end)]

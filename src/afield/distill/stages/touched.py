@@ -239,7 +239,7 @@ def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     bones[:, 2] += _resting_depth(bones, surface)
     far = KDTree(bones).query(surface)[0]
     region = found.region((far < REACH + FINGER_RADIUS) & found.beside_hand(frame))
-    if region.sum() < LEAST_TOUCH * scale**2 and hands.masks[frame].any():
+    if region.sum() < LEAST_TOUCH * scale**2 and hands.masks[frame].any() and hands.depth[frame].any():
         region = found.region(found.beside_hand(frame, REACH))
     if region.sum() < SMALLEST:
         raise AfieldError(

@@ -45,7 +45,7 @@ FEWEST = 8
 """Points without which there is no motion of a part."""
 TELLING = 25.0
 """Joints that explain less change in the pictures are not believed where corners have been followed: in the rendered
-videos they explain 109 to 678 (summed over squares and moments), in small drawn ones with little texture 6."""
+videos they explain 47 to 678 (summed over squares and moments), in small drawn ones with little texture 6."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def track_object(
         mask: the object in the reference frame.
         depth: of the reference frame; 0 is unknown.
         reference: the last frame before the hand comes.
-        hands: points behind them are not seen; where they hold the part they tell how far it has gone.
+        hands: points behind them are not seen; where they hold the part they help to tell how it goes, and how far.
         tracker: follows pixels.
         count: points.
         progress: show progress bars.
@@ -128,8 +128,11 @@ def track_object(
         if joint is None:
             raise
         corners = None
-    explained = 0.0 if corners is None else max(TELLING, _explained(surface, corners[2], moments, witness))
-    if corners is not None and (joint is None or joint.score < explained):
+    believed = joint is not None
+    if joint is not None and corners is not None:
+        told = joint.pictures >= TELLING
+        believed = told and joint.score >= sum(_explained(surface, corners[2], moments, witness))
+    if corners is not None and not believed:
         points, moving, motion, fit = corners
     else:
         assert joint is not None, "one of both is there"
@@ -147,7 +150,10 @@ class _JointMotion:
     member: Bool[np.ndarray, "n"]
     motion: Float[np.ndarray, "t 4 4"]
     fit: Float[np.ndarray, "t"]
+    pictures: float
+    """How much of what has changed in the pictures it explains."""
     score: float
+    """The same and how much of the way of the hand."""
 
     def moving(self, pixels: Float[np.ndarray, "q 2"]) -> Bool[np.ndarray, "q"]:
         """Whether pixels of the reference frame belong to what moves, as most points of the surface around them do."""
@@ -184,9 +190,8 @@ def joint_motion(
     count = len(video.frames)
     often = acting_frames(hands, reference, 2 * MOMENTS)
     member = moving_part(surface, joint, moments, joint.amounts)
-    held = (
-        witness.only(int(witness.agreed(moments, joint.motion(joint.amounts)).argmax())) if len(witness.spots) else None
-    )
+    agreed = witness.agreed(moments, joint.motion(joint.amounts))
+    held = witness.only(int(agreed.argmax())) if agreed.max(initial=0.0) > 0 else None
     amounts = np.zeros(count)
     for _ in range(3):
         if member.sum() < FEWEST:
@@ -197,18 +202,19 @@ def joint_motion(
         member = moving_part(surface, joint, often, joint.amounts)
     amounts = follow_joint(surface, joint, np.flatnonzero(member), reference, count, held)
     motion = joint.motion(amounts)
-    return _JointMotion(
-        surface, member, motion, np.zeros(count, np.float32), _explained(surface, motion, moments, witness)
-    )
+    pictures, agreed = _explained(surface, motion, moments, witness)
+    if pictures <= 0:
+        return None
+    return _JointMotion(surface, member, motion, np.zeros(count, np.float32), pictures, pictures + agreed)
 
 
 def _explained(
     surface: Surface, motion: Float[np.ndarray, "t 4 4"], moments: Int[np.ndarray, "f"], witness: HandWitness
-) -> float:
+) -> tuple[float, float]:
     """How much of what has changed in the pictures a motion explains, summed over squares, and of the way of the hand."""
     gain = np.sum([surface.gain(int(frame), motion[frame][None].astype(float))[0] for frame in moments], axis=0)
     agreed = HAND * len(gain) * witness.agreed(moments, motion[moments].astype(float)).max(initial=0.0)
-    return float(np.maximum(gain, 0).sum() + agreed)
+    return float(np.maximum(gain, 0).sum()), float(agreed)
 
 
 def corner_motion(
