@@ -19,12 +19,16 @@ from afield.benchmark.grasp import ablation
 from afield.benchmark.grasp.manifest import Manifest, read_manifest
 from afield.benchmark.grasp.methods import COLUMNS, METHODS
 from afield.benchmark.grasp.prepare import (
+    ABSENT,
     Bench,
+    absent_scene,
     demo_scene,
     demonstration_content,
     demonstration_file,
     fingerprint,
+    finished,
     is_done,
+    make_likeness,
     place_demonstration,
     pretraining,
     trial_mark,
@@ -151,6 +155,28 @@ def test_a_strangers_mesh(tmp_path: Path) -> None:
     assert not bool(target_points(world, part.points + 0.02).all())
 
 
+def test_a_manifest_of_one_family_has_no_scenes_without_a_target(tmp_path: Path) -> None:
+    trimesh.creation.box((0.04, 0.03, 0.1)).export(tmp_path / "box.obj")
+    entry = {
+        "name": "a",
+        "family": "box",
+        "mesh": "box.obj",
+        "collision": ["box.obj"],
+        "mass": 0.2,
+        "parts": {"top": TOP},
+    }
+    (tmp_path / "mine.json").write_text(json.dumps({"objects": [entry, {**entry, "name": "b"}]}))
+    bench = Bench(tmp_path / "mine.json", tmp_path / "work")
+    row = bench.manifest().rows["all"][0]
+    assert absent_scene(bench, row, 0) is None
+    make_likeness(bench, row, 0, ABSENT)
+    assert finished(bench, row, 0, ABSENT) is None
+    assert not (tmp_path / "work" / "scenes").exists()
+
+
+TOP = {"center": [0, 0, 0.08], "size": [0.05, 0.04, 0.05]}
+
+
 def test_figure_6_repeats_a_grasp_on_the_same_object(manifest: Manifest, tmp_path: Path) -> None:
     rows = ablation.ablation_rows(manifest.rows["test"])
     assert rows
@@ -162,12 +188,15 @@ def test_figure_6_repeats_a_grasp_on_the_same_object(manifest: Manifest, tmp_pat
             for trial, value in enumerate((0.02, 0.04)):
                 file = ablation.trial_file(bench, row, count, included, trial)
                 file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps({"distance_to_part": value + 0.01 * count}))
-    found = ablation.summarize_ablation(bench, rows, 2)
+                setup = {"scenes": count, "demonstration_included": included}
+                file.write_text(json.dumps({**setup, "distance_to_part": value + 0.01 * count}))
+    found = ablation.summarize_ablation(ablation.ablation_records(bench, rows, 2))
     assert [(entry["scenes"], entry["demonstration_included"]) for entry in found] == ablation.setups()
     assert [entry["distance_to_part"] for entry in found[::2]] == pytest.approx([0.04, 0.05, 0.06, 0.07])
     low, high = found[0]["interval"]
     assert low < 0.04 < high
+    again = run(GraspBenchConfig(figure6=True, report=True, trials=5, out=tmp_path), progress=False)
+    assert again["figure6"] == found and len(again["trials"]) == 8 * 2 * len(rows), "those that are there"
     assert "| 4 | yes | 7.0 [" in ablation.ablation_markdown(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from afield.errors import AfieldError
 from afield.fields.affordance_grid import GridConfig
 from afield.geometry import transform_points
 from afield.observation import Observation, View
+from afield.pipeline import distill_from_files
 from afield.skills import Skill
 
 TINY = FitConfig(grid=GridConfig(32, 24, 3, 4, 8), coarse=24, steps=60, rays=160, flow_steps=120)
@@ -56,6 +58,31 @@ def test_a_still_camera_with_depth_ends_in_a_skill(still: tuple[DoorVideo, Disti
     assert float(front.float().mean()) > 0.25, "the front is seen and lies where it was measured"
     contact = skill.contact_points(1500) * skill.scale + skill.center
     assert float((contact @ axes.T)[:, 1].median()) < float(low[1]) + 0.03
+
+
+def test_the_page_shows_every_stage(still: tuple[DoorVideo, Distilled, Path], tmp_path: Path) -> None:
+    video, _, out = still
+    shutil.copytree(out, tmp_path / "out")
+    given = vars(settings(video, focal=250.0))
+    _, page = distill_from_files(video.frames, "open the door", tmp_path / "out", **given)
+    text = page.read_text(encoding="utf-8")
+    titles = ["Hands", "Cameras", "Depth", "Object masks", "Tracks", "Contact", "Views", "Fit"]
+    assert re.findall("<h2>(.*?)</h2>", text) == titles
+    for section in text.split("<h2>")[1:]:
+        assert "data:image/jpeg" in section, section[:20]
+    assert "class='stopped'" not in text
+
+
+def test_the_page_of_a_video_that_stops_shows_how_far_the_stages_came(
+    still: tuple[DoorVideo, Distilled, Path], tmp_path: Path
+) -> None:
+    video, _, _ = still
+    given = vars(settings(video, focal=250.0, depth="plane-sweep"))
+    with pytest.raises(AfieldError, match=r"the camera stands still.*--depth FOLDER.*report\.html"):
+        distill_from_files(video.frames, "open the door", tmp_path / "out", **given)
+    text = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert re.findall("<h2>(.*?)</h2>", text) == ["Hands", "Cameras"]
+    assert "<p class='stopped'>Stage depth: the camera stands still" in text
 
 
 def test_a_still_camera_is_turned_until_the_table_is_level(still: tuple[DoorVideo, Distilled, Path]) -> None:

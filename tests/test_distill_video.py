@@ -32,7 +32,7 @@ from afield.errors import AfieldError
 from afield.geometry import look_at
 from afield.observation import Camera
 from afield.perception.cameras import CameraPath, cameras_from_video, lying_plane
-from afield.perception.depth import DepthFiles, TransformersDepth, agree, fill_holes, fit_to_points, plane_sweep
+from afield.perception.depth import DepthFiles, agree, fill_holes, fit_to_points, plane_sweep
 from afield.perception.direct import make_surface
 from afield.perception.hands import MODEL_VARIABLE, Hand, Region, hand_models, palm_anchors, region_of_hand
 from afield.perception.joint_search import (
@@ -285,37 +285,6 @@ def test_a_networks_depth_is_fitted_to_known_points() -> None:
     assert np.abs(fit_to_points(raw, camera, points) / true - 1).max() < 1e-3
     with pytest.raises(AfieldError, match="only 3 known points"):
         fit_to_points(raw, camera, points[:3])
-
-
-@pytest.mark.parametrize("kind", ["relative", "metric"])
-def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path, kind: str) -> None:
-    transformers = pytest.importorskip("transformers")
-    pytest.importorskip("PIL")
-    backbone = transformers.Dinov2Config(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=28,
-        out_indices=[1, 2],
-        reshape_hidden_states=False,
-    )
-    config = transformers.DepthAnythingConfig(
-        backbone_config=backbone,
-        reassemble_hidden_size=16,
-        neck_hidden_sizes=[8, 8],
-        reassemble_factors=[2, 1],
-        fusion_hidden_size=8,
-        depth_estimation_type=kind,
-        max_depth=20 if kind == "metric" else 1,
-    )
-    transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
-    transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
-    network = TransformersDepth(str(tmp_path))
-    depth = network.estimate(noise_picture(60, 40))
-    assert depth.shape == (40, 60) and (depth > 0).all()
-    assert network.metric == (kind == "metric"), "the metric Depth Anything models answer in metres"
-    with pytest.raises(AfieldError, match="hf download some/model"):
-        TransformersDepth("some/model")
 
 
 # Hands

@@ -303,6 +303,26 @@ def test_what_lies_on_another_object_needs_no_support() -> None:
     assert len(world_from_scene(loaded, on_bar, label).stands) == 1
 
 
+def test_what_is_hidden_belongs_to_the_object_it_is_part_of(points: torch.Tensor) -> None:
+    """Points that a demonstration knows and no camera saw, here the lower half of the nearer of two objects."""
+    other = points + torch.tensor([0.4, 0.0, 0.0])
+    low = points[:, 2] < points[:, 2].median()
+    seen, label = (
+        torch.cat((points[~low], other)),
+        torch.cat((torch.zeros(int((~low).sum())), torch.ones(len(other)))).long(),
+    )
+    palm = points.mean(dim=0)
+    without, known = (world_from_scene(_scene(seen), palm, label, hidden) for hidden in (None, points[low]))
+    assert known.target == without.target
+    here, there = ({thing.name: thing for thing in world.objects} for world in (known, without))
+    balls, before = here[known.target].balls, there[known.target].balls
+    assert balls is not None and before is not None and len(balls) >= len(before) + int(low.sum())
+    beside = next(name for name in here if name != known.target)
+    np.testing.assert_array_equal(here[beside].hull, there[beside].hull)
+    far = world_from_scene(_scene(seen), palm, label, other[low])
+    assert len(far.objects) == 2 and len(next(o for o in far.objects if o.name == far.target).balls) == len(before)
+
+
 def test_a_scene_without_clusters_cannot_be_simulated() -> None:
     sparse = torch.tensor([[0.1 * i, 0.0, 0.1] for i in range(40)])
     with pytest.raises(AfieldError, match="No cluster of the scene 'seen' has 20 points"):

@@ -18,6 +18,7 @@ from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name
 from afield.pipeline import is_calibrated, refuse_if_absent, with_confidence
 from afield.pretrain import FieldModel, train_field
+from afield.recognition import recognize
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Plane, Scene
@@ -127,7 +128,7 @@ def test_the_judge_gets_the_minima_best_first_and_is_obeyed(
 ) -> None:
     seen = []
 
-    def judge(finalists: torch.Tensor) -> int:
+    def judge(finalists: torch.Tensor, _: torch.Tensor) -> int:
         seen.append(finalists)
         return 1
 
@@ -293,10 +294,12 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
 ) -> None:
     target = _moved(_thing(2), motion)
     shown, here = attend(demonstration, target, model, hand, use_gate=True, center=True)
-    expected = carry(demonstration, hand, register(shown.scene, here.scene), shown.scene, here.scene).beta
+    same = recognize(register(shown.scene, here.scene), shown.scene, here.scene, target)
+    assert same is not None
+    expected = carry(demonstration, hand, same.alignment, shown.scene, same.completed(here.scene)).beta
     seen: list[torch.Tensor] = []
 
-    def judge(candidates: torch.Tensor) -> int:
+    def judge(candidates: torch.Tensor, _: torch.Tensor) -> int:
         seen.append(candidates)
         return 0
 
@@ -307,7 +310,8 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
     torch.testing.assert_close(grasp.history.beta[-1], grasp.history.beta[0])
     assert grasp.history.start_energy[grasp.history.winner] > grasp.history.start_energy.min()
     assert grasp.provenance["alignment"]["carried"] is True
-    other = transfer_grasp(demonstration, target, model, hand, config, judge=lambda _: 1, progress=False)
+    assert grasp.provenance["alignment"]["same_object"] is True
+    other = transfer_grasp(demonstration, target, model, hand, config, judge=lambda *_: 1, progress=False)
     assert other.provenance["alignment"]["carried"] is False
 
 

@@ -437,6 +437,7 @@ def bench_distill(
     names: tuple[str, ...] = (),
     out: Out = Path("runs/bench_distill"),
     seed: int = 0,
+    seeds: int = 1,
     start: Annotated[str | None, tyro.conf.arg(name="from")] = None,
     json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -447,13 +448,14 @@ def bench_distill(
         names: these tasks instead.
         out: work folder; an interrupted run goes on from there.
         seed: seed of instances, rooms and camera paths.
+        seeds: so many videos of every task, with this seed and those after it.
         start: name of the first stage to run again.
         json_file: write the figures here.
     """
     from afield.artifacts import write_json
     from afield.benchmark.distill_bench import DistillBenchConfig, markdown, run
 
-    result = run(DistillBenchConfig(tasks, names, out, seed, start))
+    result = run(DistillBenchConfig(tasks, names, out, seed, seeds, start))
     _say(markdown(result))
     if json_file is not None:
         write_json(json_file, result)

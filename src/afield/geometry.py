@@ -88,10 +88,12 @@ def uniform_sphere(count: int) -> Float[Tensor, "count 3"]:
 
 
 def rigid_registration(
-    source: Float[Tensor, "*batch n 3"], target: Float[Tensor, "*batch n 3"]
+    source: Float[Tensor, "*batch n 3"],
+    target: Float[Tensor, "*batch n 3"],
+    weight: Float[Tensor, "*batch n"] | None = None,
 ) -> tuple[Float[Tensor, "*batch 3 3"], Float[Tensor, "*batch 3"]]:
-    """Rotation and translation that carry `source` onto `target` with the least squared distance (Procrustes, Kabsch)."""
-    return cast("tuple[Tensor, Tensor]", roma.rigid_points_registration(source, target))
+    """Rotation and translation that carry `source` onto `target` with the least (weighted) squared distance (Kabsch)."""
+    return cast("tuple[Tensor, Tensor]", roma.rigid_points_registration(source, target, weights=weight))
 
 
 def nearest_to_lines(origin: Float[Tensor, "k 3"], direction: Float[Tensor, "k 3"]) -> Float[Tensor, "3"]:

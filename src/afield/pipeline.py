@@ -19,7 +19,7 @@ from afield.capture import read_capture
 from afield.capture.folder import write_capture
 from afield.confidence import Calibration, Evidence
 from afield.demonstration import Demonstration, demonstrate
-from afield.distill.from_video import DistillConfig, Distilled, distill_video
+from afield.distill.from_video import DistillConfig, Distilled, Parts, distill_video
 from afield.errors import AfieldError
 from afield.fusion import SceneConfig, build_scene
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
@@ -263,11 +263,11 @@ def transfer_and_rehearse(
     device = default_device()
     tests: list[GraspTest] = []
 
-    def judge(finalists: Float[Tensor, "k d"]) -> int:
+    def judge(finalists: Float[Tensor, "k d"], hidden: Float[Tensor, "h 3"]) -> int:
         within = list(range(len(finalists))) if arm is None else within_reach(arm, finalists)
         choice = 0
         if config.preset == "default":
-            choice, made = rehearse(scene, hand, finalists[within], progress=progress)
+            choice, made = rehearse(scene, hand, finalists[within], hidden=hidden, progress=progress)
             tests.extend(made)
         return within[choice]
 
@@ -357,7 +357,7 @@ def view_run(folder: Path) -> Path:
 def distill_from_files(
     video: Path, narration: str, out: Path, *, start: str | None = None, stop: str = "fit", **settings: Any
 ) -> tuple[Distilled, Path]:
-    """Distil a video and write the page that shows every stage.
+    """Distil a video and write the page that shows every stage, or how far they came.
 
     Args:
         video: a file or a folder of frames.
@@ -369,8 +369,17 @@ def distill_from_files(
 
     Returns:
         What was found, and the page.
+
+    Raises:
+        AfieldError: a stage cannot go on; the sentence names it, what would help, and the page.
     """
-    found = distill_video(video, narration, out, DistillConfig(**settings), start=start, stop=stop)
-    page = Path(out) / "report.html"
-    write_distill_page(found, page)
+    page, parts = Path(out) / "report.html", Parts()
+    try:
+        found = distill_video(video, narration, out, DistillConfig(**settings), start=start, stop=stop, parts=parts)
+    except AfieldError as error:
+        if "video" not in parts:
+            raise
+        write_distill_page(parts["video"], narration, parts, page, stopped=str(error))
+        raise AfieldError(f"{error} What the stages before it found: {page}") from error
+    write_distill_page(found.video, narration, parts, page)
     return found, page

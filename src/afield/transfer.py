@@ -33,8 +33,9 @@ from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
 from afield.pretrain import FieldModel
+from afield.recognition import recognize
 from afield.result import Grasp, GraspHistory
-from afield.scene import Scene, farthest_points
+from afield.scene import Plane, Scene, farthest_points
 from afield.starts import StartConfig, sample_starts
 
 
@@ -138,7 +139,7 @@ def transfer_grasp(
     hand: Hand,
     config: TransferConfig | None = None,
     *,
-    judge: Callable[[Float[Tensor, "k d"]], int] | None = None,
+    judge: Callable[[Float[Tensor, "k d"], Float[Tensor, "h 3"]], int] | None = None,
     progress: bool = True,
 ) -> Grasp:
     """Find the hand configuration that meets in `scene` what the demonstrated hand met in its own scene.
@@ -150,7 +151,8 @@ def transfer_grasp(
         hand: the demonstrated hand.
         config: see `TransferConfig`.
         judge: chooses among the minima of the last round, which it gets best first (before them the carried hand, with
-            `align`); the least energy if None. `afield.simulate.rehearse` tries them in physics.
+            `align`), with the points of the target that are hidden here but known from the demonstration; the least energy
+            if None. `afield.simulate.rehearse` tries them in physics.
         progress: show a progress bar.
 
     Returns:
@@ -171,7 +173,11 @@ def transfer_grasp(
     # 2. Draw starts where the target scene resembles the demonstrated region, and around the hand that the aligned object
     #    carries along.
     alignment = register(shown.scene, here.scene, config.alignment) if config.align else None
-    carried = alignment and carry(demonstration, hand, alignment, shown.scene, here.scene)
+    same = alignment and recognize(alignment, shown.scene, here.scene, scene)
+    alignment = same.alignment if same else alignment
+    target = same.completed(here.scene) if same else here.scene
+    hidden = same.points if same else scene.points[:0]
+    carried = alignment and carry(demonstration, hand, alignment, shown.scene, target)
     generator = torch.Generator().manual_seed(config.seed)
     draw = (config.stages[0].starts, config.start, generator, carried and carried.beta)
     beta = sample_starts(demonstration, shown.scene, here.scene, hand, *draw)
@@ -185,9 +191,11 @@ def transfer_grasp(
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
     wanted = carried and carried.points
+    solid = torch.cat((scene.points, hidden))
     energies = [
         grasp_energy(
-            demonstration, scene, hand, (stage.baked and baked) or field_here, goal, stage, config.weights, wanted
+            *(demonstration, solid, scene.table, hand, (stage.baked and baked) or field_here, goal),
+            *(stage, config.weights, wanted),
         )
         for stage in config.stages
     ]
@@ -198,18 +206,20 @@ def transfer_grasp(
     finalists = last.final_energy.argsort()
     if judge:
         finalists = finalists[still[alive][finalists].logical_not().argsort(stable=True)]
-    choice = judge(hand.clamp(last.final[finalists]).cpu()) if judge else 0
+    choice = judge(hand.clamp(last.final[finalists]).cpu(), hidden.cpu()) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
     if alignment is not None:
         carried_itself = bool(still[alive[finalists[choice]]])
         found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale, "carried": carried_itself}
+        found["alignment"] |= {"same_object": same is not None, "hidden_points": len(hidden)}
     return replace(grasp, provenance={**grasp.provenance, **found})
 
 
 def grasp_energy(
     demonstration: Demonstration,
-    scene: Scene,
+    solid: Float[Tensor, "n 3"],
+    table: Plane | None,
     hand: Hand,
     field_here: Field,
     goal: Float[Tensor, "q c"],
@@ -219,18 +229,19 @@ def grasp_energy(
 ) -> Energy:
     """Eq. 9 for one round: the feature term of Eq. 7 and the physical terms of Eq. 8, over thinned points.
 
-    Where the query points are `carried` is known, the hand is also drawn there.
+    The hand keeps out of `solid` points and above the `table`; where the query points are `carried` is known, it is also
+    drawn there.
     """
     chosen = _spread(demonstration.query_points(hand), stage.query_points)
-    points = scene.points[_spread(scene.points, stage.scene_points)]
+    points = solid[_spread(solid, stage.scene_points)]
     terms: dict[str, EnergyTerm] = {
         "feature": FeatureTerm(field_here, goal[chosen]),
-        "penetration": PenetrationTerm(points, len(scene.points) / len(points)),
+        "penetration": PenetrationTerm(points, len(solid) / len(points)),
         "self_penetration": SelfPenetrationTerm(),
         "joint_limits": JointLimitTerm(),
     }
-    if scene.table is not None and weights.table > 0:
-        terms["table"] = TableTerm(scene.table)
+    if table is not None and weights.table > 0:
+        terms["table"] = TableTerm(table)
     if carried is not None:
         terms["alignment"] = CarriedTerm(carried[chosen])
     return Energy(hand, subset_points(demonstration.points, chosen), terms, asdict(weights))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.errors import AfieldError
 from afield.geometry import rotation_angle
 from afield.observation import Camera
+from afield.perception.cameras import CameraPath
 
 FIGURES = (
     "camera_rotation_deg",
+    "camera_position_percent",
     "focal_error_percent",
     "depth_error_percent",
     "depth_coverage",
@@ -54,6 +57,8 @@ class DistillBenchConfig:
     """Work folder: videos that are there are not rendered again, and an interrupted run goes on."""
     seed: int = 0
     """Of instances, rooms and camera paths."""
+    seeds: int = 1
+    """So many videos of every task, with this seed and those after it."""
     start: str | None = None
     """Run the stages from this one on again."""
 
@@ -62,46 +67,58 @@ def run(config: DistillBenchConfig | None = None, *, progress: bool = True) -> d
     """Distil every video with a box around the object as the only help, and compare each stage with the truth.
 
     Returns:
-        `videos`: per task the figures, or `error`, the sentence with which a stage stopped; `median` of each figure over all
-        videos, in which one that stopped counts as the worst; `median_of_finished` without those; `stopped`: how many did.
+        `videos`: per task (and seed, if there are several) the figures, or `error`, the sentence with which a stage stopped;
+        `median` of each figure over all videos, in which one that stopped counts as the worst; `median_of_finished` without
+        those; `stopped`: how many did.
     """
     config = config or DistillBenchConfig()
     names = config.names or tuple(TASKS)[: config.tasks]
     if not config.names and not 1 <= config.tasks <= len(TASKS):
         raise AfieldError(f"--tasks must be between 1 and {len(TASKS)}, not {config.tasks}.")
+    if config.seeds < 1:
+        raise AfieldError(f"--seeds must be at least 1, not {config.seeds}.")
     videos = {}
-    for name in names:
-        folder = config.out / f"{name}_{config.seed}"
-        if not (folder / "video" / HEADER_NAME).is_file():
-            draw_elsewhere(render_video, folder / "video", VideoConfig(task=name, seed=config.seed), progress=progress)
-        videos[name] = _one(folder, name, config, progress)
-    median = {figure: _median([video.get(figure) for video in videos.values()], figure) for figure in FIGURES}
+    for seed in range(config.seed, config.seed + config.seeds):
+        for name in names:
+            folder = config.out / f"{name}_{seed}"
+            if not (folder / "video" / HEADER_NAME).is_file():
+                draw_elsewhere(render_video, folder / "video", VideoConfig(task=name, seed=seed), progress=progress)
+            found = _one(folder, name, seed, config.start, progress)
+            videos[name if config.seeds == 1 else f"{name} {seed}"] = found
+    median = {figure: median_of([video.get(figure) for video in videos.values()], figure) for figure in FIGURES}
     finished = [video for video in videos.values() if "error" not in video]
-    among = {figure: _median([video[figure] for video in finished], figure) for figure in FIGURES} if finished else {}
+    among = {figure: median_of([video[figure] for video in finished], figure) for figure in FIGURES} if finished else {}
     stopped = len(videos) - len(finished)
-    return {"videos": videos, "median": median, "median_of_finished": among, "stopped": stopped, "seed": config.seed}
+    return {
+        "videos": videos,
+        "median": median,
+        "median_of_finished": among,
+        "stopped": stopped,
+        "seed": config.seed,
+        "seeds": config.seeds,
+    }
 
 
-def _one(folder: Path, name: str, config: DistillBenchConfig, progress: bool) -> dict[str, Any]:
+def _one(folder: Path, name: str, seed: int, start: str | None, progress: bool) -> dict[str, Any]:
     truth = load_truth(folder / "video" / "truth")
     begin = time.process_time()
     narration = read_json(folder / "video" / HEADER_NAME)["narration"]
     # A user draws the box in the frame that the hands leave free; all of the first frames are alike in that.
     video = folder / "video" / "video.mp4"
-    settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=config.seed)
+    settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=seed)
     try:
         found = distill_video(
             video,
             narration,
             folder / "run",
             settings,
-            start=config.start,
+            start=start,
             stop="views",
             progress=progress,
         )
     except AfieldError as error:
         return {"error": str(error)}
-    return {**compare(found, truth, task_by_name(name, config.seed)), "seconds": round(time.process_time() - begin, 1)}
+    return {**compare(found, truth, task_by_name(name, seed)), "seconds": round(time.process_time() - begin, 1)}
 
 
 def truth_reference(folder: Path) -> int:
@@ -125,7 +142,7 @@ def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
     inside = mask & known
     figures: dict[str, float] = {
-        **compare_cameras(found, truth, reference),
+        **compare_cameras(found.cameras, truth.cameras, reference, scale, float(np.median(true_depth[mask]))),
         "depth_error_percent": 100 * float(np.mean(np.abs(depth * scale - true_depth)[inside] / true_depth[inside])),
         "depth_coverage": float(inside.sum() / mask.sum()),
         "mask_iou": float(np.mean([_iou(found.masks.masks[i], truth.mask(i)) for i in range(len(truth.cameras))])),
@@ -138,16 +155,28 @@ def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     return {name: round(value, 3) for name, value in figures.items()}
 
 
-def compare_cameras(found: Distilled, truth: Truth, reference: int) -> dict[str, float]:
-    """Rotation relative to the reference frame, focal length, and where up is."""
-    poses, true = found.cameras.T_world_camera, torch.stack([camera.T_world_camera for camera in truth.cameras])
+def compare_cameras(
+    found: CameraPath, cameras: Sequence[Camera], reference: int, scale: float, away: float
+) -> dict[str, float]:
+    """Rotation and place relative to the reference frame, focal length, and where up is.
+
+    Args:
+        found: the estimated path.
+        cameras: the true ones.
+        reference: frame that both have in common.
+        scale: true metres a unit of the path.
+        away: how far the object is in the reference frame, in metres; places are told in per cent of it.
+    """
+    poses, true = found.T_world_camera, torch.stack([camera.T_world_camera for camera in cameras])
     own, real = poses[reference, :3, :3], true[reference, :3, :3]
     angle = rotation_angle(own.T @ poses[:, :3, :3], real.T @ true[:, :3, :3])
+    places = [(path[:, :3, 3] - path[reference, :3, 3]) @ path[reference, :3, :3] for path in (poses, true)]
     up = torch.dot(own[2], real[2]).clamp(-1, 1).arccos()
-    focal = truth.cameras[0].fx
+    focal = cameras[0].fx
     return {
         "camera_rotation_deg": float(torch.rad2deg(angle).median()),
-        "focal_error_percent": 100 * abs(found.cameras.focal - focal) / focal,
+        "camera_position_percent": 100 * float((scale * places[0] - places[1]).norm(dim=-1).median()) / away,
+        "focal_error_percent": 100 * abs(found.focal - focal) / focal,
         "up_error_deg": float(torch.rad2deg(up)),
     }
 
@@ -218,7 +247,7 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _median(values: list[float | None], figure: str) -> float:
+def median_of(values: list[float | None], figure: str) -> float:
     """The median, in which a missing value is the worst one."""
     worst = 0.0 if figure.endswith(("iou", "recall", "coverage")) else 1e9
     return round(float(np.median([worst if value is None else value for value in values])), 3)

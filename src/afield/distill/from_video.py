@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import cv2
 import numpy as np
@@ -113,6 +114,22 @@ class DistillConfig:
     seed: int = 0
 
 
+class Parts(TypedDict, total=False):
+    """What the stages have found so far, in the order in which they find it; names as in `Distilled`."""
+
+    video: Video
+    backwards: bool
+    hands: HandTrack
+    cameras: CameraPath
+    depth: DepthMaps
+    masks: ObjectMasks
+    tracks: ObjectTracks
+    contact: Contact
+    observation: Observation
+    labels: Labels
+    skill: Skill
+
+
 @dataclass(frozen=True)
 class Distilled:
     """Everything that came out, stage by stage."""
@@ -146,6 +163,7 @@ def distill_video(
     *,
     start: str | None = None,
     stop: str = "fit",
+    parts: Parts | None = None,
     progress: bool = True,
 ) -> Distilled:
     """Run all stages on a video.
@@ -157,36 +175,42 @@ def distill_video(
         config: what each stage is to use.
         start: name of the first stage to run again, though its result is there.
         stop: "views" ends before the fit.
-        progress: show progress bars.
+        parts: filled stage by stage, so that it can be shown how far they came when one stops.
+        progress: show progress bars, and which stage is done.
 
     Raises:
         AfieldError: a stage cannot go on; the sentence names it and says what would help.
     """
-    config = config or DistillConfig()
+    config, parts = config or DistillConfig(), {} if parts is None else parts
     if not narration.strip():
         raise AfieldError(
             "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
         )
     video, sensed = read_recording(source, longest=config.longest, most=config.frames, progress=progress)
     _check_inputs(video, config)
-    run = Runner(Path(out), start, fingerprint(source, narration, config))
+    run = Runner(Path(out), start, fingerprint(source, narration, config), progress=progress)
     run.note(video)
+    parts["video"] = video
     hands = run.stage("hands", HandTrack.load, HandTrack.save, lambda: _hands(video, config, progress))
     backwards = begins_in_contact(hands.free)
     if backwards:  # seen from its end it is a video like any other
         video, hands = video.backwards(), hands.backwards()
         sensed = None if sensed is None else sensed.backwards()
-    cameras = run.stage("cameras", load_cameras, save_cameras, lambda: _cameras(video, sensed, hands, config, progress))
+    parts["video"], parts["hands"], parts["backwards"] = video, hands, backwards
+    cameras = parts["cameras"] = run.stage(
+        "cameras", load_cameras, save_cameras, lambda: _cameras(video, sensed, hands, config, progress)
+    )
     free = free_run(hands.free)
     depth, cameras = run.stage(
         "depth", load_depth, save_depth, lambda: _depth(video, sensed, cameras, free, config, progress)
     )
-    masks = run.stage(
+    parts["depth"], parts["cameras"] = depth, cameras
+    masks = parts["masks"] = run.stage(
         *("masks", ObjectMasks.load, ObjectMasks.save),
         lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
     )
     known, mask = depth.reference(video.size), masks.masks[free[-1]]
-    tracks = run.stage(
+    tracks = parts["tracks"] = run.stage(
         *("tracks", ObjectTracks.load, ObjectTracks.save),
         lambda: track_object(
             *(video, cameras, mask, known, free[-1], hands, _tracker(video, config)),
@@ -195,7 +219,7 @@ def distill_video(
         ),
     )
     frames = video.frames if config.depth == "plane-sweep" and sensed is None else None
-    contact = run.stage(
+    contact = parts["contact"] = run.stage(
         *("contact", Contact.load, Contact.save),
         lambda: find_contact(cameras, hands, tracks, mask, known, frames, progress=progress),
     )
@@ -206,10 +230,11 @@ def distill_video(
         save_labels,
         lambda: _views(own, video, cameras, tracks, contact, config, backwards, progress),
     )
+    parts["observation"], parts["labels"] = observation, labels
     skill = None
     if stop == "fit":
         checkpoint = Path(out) / "stages" / ".fit"
-        skill = run.stage(
+        skill = parts["skill"] = run.stage(
             "fit",
             Skill.load,
             Skill.save,
@@ -221,7 +246,7 @@ def distill_video(
 class Runner:
     """Runs stages whose result is not yet on disk."""
 
-    def __init__(self, out: Path, start: str | None, fingerprint: dict[str, Any]) -> None:
+    def __init__(self, out: Path, start: str | None, fingerprint: dict[str, Any], *, progress: bool = False) -> None:
         """Make the folder ready.
 
         Raises:
@@ -246,7 +271,7 @@ class Runner:
         if again < len(STAGES):  # where a fit stood belongs to what came before it
             shutil.rmtree(self._folder / ".fit", ignore_errors=True)
         write_json(record, fingerprint)
-        self._out = out
+        self._out, self._progress = out, progress
 
     def note(self, video: Video) -> None:
         """Keep what was read, for whoever inspects the folder."""
@@ -263,25 +288,16 @@ class Runner:
         """Read a stage's result, or make it and write it."""
         folder = self._folder / name
         if folder.is_dir():
-            tqdm.write(f"stage {name}: read from {folder}", file=_Log())
+            self._say(f"stage {name}: read from {folder}")
             return load(folder)
         result = make()
         save(result, folder)
-        tqdm.write(f"stage {name}: done", file=_Log())
+        self._say(f"stage {name}: done")
         return result
 
-
-class _Log:
-    """A file that writes to the log."""
-
-    def write(self, text: str) -> int:
-        """A line of the log; the line break that follows every one is no line of its own."""
-        if text.strip():
-            logger.info(text.strip())
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing waits."""
+    def _say(self, line: str) -> None:
+        if self._progress:
+            tqdm.write(line, file=sys.stderr)
 
 
 def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -198,48 +200,56 @@ def between_planes(
     return inverse[plane] + offset * (inverse[1] - inverse[0])
 
 
+WITH_TORCHVISION = ("depth_pro", "zoedepth")
+"""Metric models whose pictures `transformers` prepares with torchvision."""
+
+
 class TransformersDepth:
-    """A depth model of `transformers` (Depth Anything V2, DepthPro, ZoeDepth, ...) by name or folder."""
+    """A depth model of `transformers` by name or folder: Depth Anything V2 (relative or metric), ZoeDepth, DepthPro."""
 
     def __init__(self, model: str) -> None:
         """Load it.
 
         Raises:
-            AfieldError: `transformers` or the weights are not there; the sentence says how to get them.
+            AfieldError: a package or the weights are not there; the sentence says how to get them.
         """
         try:
-            from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+            from transformers import AutoConfig, AutoImageProcessor, AutoModelForDepthEstimation
         except ImportError as error:
             raise AfieldError("Depth networks need transformers: pip install 'afield[transformers]'.") from error
-        try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(model, local_files_only=True)
-            self._model: Any = AutoModelForDepthEstimation.from_pretrained(model, local_files_only=True).eval()
-        except (OSError, ValueError) as error:
-            raise AfieldError(
-                f"The weights of the depth model '{model}' are not here: hf download {model}; or give the folder "
-                "that holds them."
-            ) from error
-        config = self._model.config
+        config = _on_disk(AutoConfig, model)
+        if config.model_type in WITH_TORCHVISION and find_spec("torchvision") is None:
+            raise AfieldError(f"The depth model '{model}' also needs torchvision: pip install torchvision.")
+        self._processor = _on_disk(AutoImageProcessor, model)
+        self._model = _on_disk(AutoModelForDepthEstimation, model).eval()
         kind = getattr(config, "depth_estimation_type", None)
-        self.metric = kind == "metric" or config.model_type in ("depth_pro", "zoedepth")
-        self._inverse = not self.metric and kind != "metric"
+        self.metric = kind == "metric" or config.model_type in WITH_TORCHVISION
 
     @torch.no_grad()
     def estimate(self, color: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:
         """Depth; relative models answer with 1/depth up to scale and shift, which is turned into depth with a far end of 20."""
         inputs = self._processor(images=np.ascontiguousarray(color), return_tensors="pt")
-        predicted = self._model(**inputs).predicted_depth
-        raw = torch.nn.functional.interpolate(
-            predicted.reshape(1, 1, *predicted.shape[-2:]).float(),
-            size=color.shape[:2],
-            mode="bilinear",
-            align_corners=False,
-        )[0, 0].numpy()
-        if not self._inverse:
+        # Padding to cut off, a focal length that scales, an inverse to take: each model's processor knows its own.
+        finish = self._processor.post_process_depth_estimation
+        padded = {"source_sizes": [color.shape[:2]]} if "source_sizes" in signature(finish).parameters else {}
+        answer = finish(self._model(**inputs), target_sizes=[color.shape[:2]], **padded)
+        raw = answer[0]["predicted_depth"].float().reshape(color.shape[:2]).numpy()
+        if self.metric:
             return np.maximum(raw, 0).astype(np.float32)
         low, high = np.percentile(raw, [1, 99])
         share = np.clip((raw - low) / max(high - low, 1e-6), 0, 1)
         return (1 / (0.05 + 0.95 * share)).astype(np.float32)
+
+
+def _on_disk(kind: Any, model: str) -> Any:
+    """Configuration, processor or network of a model, without asking a hub."""
+    try:
+        return kind.from_pretrained(model, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise AfieldError(
+            f"The weights of the depth model '{model}' are not here: hf download {model}; or give the folder that holds "
+            "them."
+        ) from error
 
 
 def fit_to_points(

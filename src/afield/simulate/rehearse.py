@@ -35,6 +35,7 @@ def rehearse(
     candidates: Float[Tensor, "k d"],
     config: GraspTestConfig = STRICT,
     *,
+    hidden: Float[Tensor, "h 3"] | None = None,
     progress: bool = True,
 ) -> tuple[int, list[GraspTest]]:
     """Test candidates in the observed world, best energy first, until one holds.
@@ -44,6 +45,7 @@ def rehearse(
         hand: the hand.
         candidates: hand configurations in the world frame, in the order of their energy.
         config: of the grasp test.
+        hidden: points of the target that no camera saw but that are known, in metres, world.
         progress: show a progress bar.
 
     Returns:
@@ -54,7 +56,7 @@ def rehearse(
     label = instances(scene)
     for beta in tqdm(candidates.cpu(), desc="rehearse", unit="grasp", disable=not progress):
         pose, _ = hand.split(beta)
-        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3], label)
+        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3], label, hidden)
         tests.append(simulate_grasp(world, hand, beta, scene.points, config, progress=False))
         if tests[-1].success:
             break

@@ -116,7 +116,12 @@ def world_from_capture(observation: Observation) -> World:
         ) from error
 
 
-def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, "n"] | None = None) -> World:
+def world_from_scene(
+    scene: Scene,
+    palm: Float[Tensor, "3"],
+    label: Int[Tensor, "n"] | None = None,
+    hidden: Float[Tensor, "h 3"] | None = None,
+) -> World:
     """A world out of what was seen, for captures without known objects and for rehearsing a grasp.
 
     The cluster of points nearest to the palm is the target: a rigid body with a ball at every point, so that it keeps
@@ -126,6 +131,7 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, 
         scene: the observed points.
         palm: where the hand will be, metres, world.
         label: the scene's `instances`, if they are known already.
+        hidden: points that were not seen here but are known to belong to one of the clusters, metres, world.
 
     Raises:
         AfieldError: no cluster has 20 points.
@@ -135,6 +141,10 @@ def world_from_scene(scene: Scene, palm: Float[Tensor, "3"], label: Int[Tensor, 
     member = (instances(scene) if label is None else label).cpu().numpy()
     clusters = [points[member == number] for number in range(int(member.max()) + 1)]
     clusters = [member for member in clusters if len(member) >= 20]
+    if hidden is not None and len(hidden) and clusters:
+        known = hidden.cpu().numpy().astype(float)
+        owner = int(np.argmin([np.median(KDTree(member).query(known)[0]) for member in clusters]))
+        clusters[owner] = np.concatenate((clusters[owner], known))
     if not clusters:
         raise AfieldError(f"No cluster of the scene '{scene.name}' has 20 points, so there is nothing to simulate.")
     nearest = [float(np.linalg.norm(member - palm.cpu().numpy(), axis=1).min()) for member in clusters]

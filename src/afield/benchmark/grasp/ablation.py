@@ -76,12 +76,23 @@ def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, tria
     )
 
 
-def summarize_ablation(bench: Bench, rows: Sequence[Row], trials: int) -> list[dict[str, Any]]:
+def ablation_records(bench: Bench, rows: Sequence[Row], trials: int) -> list[dict[str, Any]]:
+    """The records that are there."""
+    files = [trial_file(bench, row, *setup, n) for setup in setups() for row in rows for n in range(trials)]
+    return [read_json(file) for file in files if file.is_file()]
+
+
+def summarize_ablation(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Mean distance of every setup with a 95% interval of the mean."""
     found = []
     for count, included in setups():
-        records = [read_json(trial_file(bench, row, count, included, n)) for row in rows for n in range(trials)]
-        values = [float(record["distance_to_part"]) for record in records]
+        values = [
+            float(record["distance_to_part"])
+            for record in records
+            if (record["scenes"], record["demonstration_included"]) == (count, included)
+        ]
+        if not values:
+            continue
         mean = sum(values) / len(values)
         spread = math.sqrt(sum((v - mean) ** 2 for v in values) / max(1, len(values) - 1) / len(values))
         found.append(

@@ -43,7 +43,7 @@ HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
 PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
 PRESENT, ABSENT = "present", "absent"
 """In the place of a method's name: how like what was shown is what is in a scene, with and without the target?"""
-TRIAL_VERSION = 2
+TRIAL_VERSION = 3
 """Raised when the code of transfer, rehearsal or physics changes what comes out, so that old records are not taken for new."""
 
 
@@ -123,17 +123,21 @@ def trial_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
     return SceneSpec(row.test[0], row.test[1], seed, context=row.context, without=family)
 
 
-def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec:
-    """A scene like those in context, but without any object of the demonstrated family."""
+def absent_scene(bench: Bench, row: Row, trial: int) -> SceneSpec | None:
+    """A scene like those in context, but without any object of the demonstrated family; None where there is no other family."""
     objects = bench.manifest().objects
     family = objects[row.demo[0]].family
     others = sorted(name for name, thing in objects.items() if thing.family != family and not thing.stand)
+    if not others:
+        return None
     return SceneSpec(others[trial % len(others)], None, TRIAL_SEED + 1000 * bench.seed + trial, True, without=family)
 
 
 def make_likeness(bench: Bench, row: Row, trial: int, kind: str) -> None:
     """How unlike what was shown the most similar thing in a scene is, with (`PRESENT`) or without (`ABSENT`) a target."""
     file, spec = bench.trial_file(row, trial, kind), likeness_scene(bench, row, trial, kind)
+    if spec is None:
+        return
     make_scene(bench, spec)
     mark = trial_mark(bench, row, trial, kind)
     if is_done(file, mark):
@@ -143,8 +147,8 @@ def make_likeness(bench: Bench, row: Row, trial: int, kind: str) -> None:
     write_json(file, {"row": row.name, "scene": spec.name, "unlikeness": found, "fingerprint": mark})
 
 
-def likeness_scene(bench: Bench, row: Row, trial: int, kind: str) -> SceneSpec:
-    """The scene of a trial, or the one without its target."""
+def likeness_scene(bench: Bench, row: Row, trial: int, kind: str) -> SceneSpec | None:
+    """The scene of a trial, or the one without its target, if there can be one."""
     return (absent_scene if kind == ABSENT else trial_scene)(bench, row, trial)
 
 
@@ -254,7 +258,8 @@ def trial_mark(bench: Bench, row: Row, trial: int, method: str) -> str:
     """The fingerprint that a trial's record must have."""
     if method in (PRESENT, ABSENT):
         settings = {"alignment": asdict(GLANCE), "resized": RESIZED}
-        return fingerprint(bench, row, likeness_scene(bench, row, trial, method), None, settings)
+        spec = likeness_scene(bench, row, trial, method)
+        return "" if spec is None else fingerprint(bench, row, spec, None, settings)
     field = bench.field_folder(row, METHODS[method].field_name)
     return fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(METHODS[method]))
 

@@ -80,17 +80,15 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     if not config.report:
         with drawing_pool(config.jobs) as pool:
             _prepare(pool, bench, rows, config, progress)
-            if config.figure6:
-                return _figure6(pool, bench, rows, config, progress)
-            _trials(pool, bench, rows, config, progress)
+            (_ablation if config.figure6 else _trials)(pool, bench, rows, config, progress)
+    if config.figure6:
+        return _figure6(bench, rows, config)
     records = _finished(bench, rows, config)
     trust = _confidence(bench, rows, records, config) if "attention" in config.methods else None
     result = {
         **evaluate(records, config.methods),
         "confidence": trust,
-        "split": config.split,
-        "seed": config.seed,
-        "packages": package_versions(),
+        **_circumstances(config),
         "trials": records,
         "markdown": markdown(rows, records, config.methods) + (confidence_markdown(trust) if trust else ""),
     }
@@ -98,6 +96,12 @@ def run(config: GraspBenchConfig, *, progress: bool = True) -> dict[str, Any]:
     if config.pictures:
         draw_causes(bench, rows, records, config.methods[0])
     return result
+
+
+def _circumstances(config: GraspBenchConfig) -> dict[str, Any]:
+    """What it takes to run the same again."""
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()}
+    return {"settings": settings, "split": config.split, "seed": config.seed, "packages": package_versions()}
 
 
 def _finished(bench: Bench, rows: Sequence[Row], config: GraspBenchConfig) -> list[dict[str, Any]]:
@@ -118,10 +122,10 @@ def _finished(bench: Bench, rows: Sequence[Row], config: GraspBenchConfig) -> li
     return records
 
 
-def _figure6(
+def _ablation(
     pool: ProcessPoolExecutor, bench: Bench, rows: Sequence[Row], config: GraspBenchConfig, progress: bool
-) -> dict[str, Any]:
-    """The ablation of the pretraining scenes."""
+) -> None:
+    """The trials of Figure 6."""
     fields = {
         ablation.field_folder(bench, row, *setup): (ablation.make_ablation_field, (bench, row, *setup))
         for row in rows
@@ -135,12 +139,22 @@ def _figure6(
         for setup in ablation.setups()
     ]
     _stage(pool, "trials", trials, progress)
-    found = ablation.summarize_ablation(bench, rows, config.trials)
+
+
+def _figure6(bench: Bench, rows: Sequence[Row], config: GraspBenchConfig) -> dict[str, Any]:
+    """How far the hand is from the part, by number of pretraining scenes.
+
+    Raises:
+        AfieldError: there is no trial yet.
+    """
+    records = ablation.ablation_records(bench, rows, config.trials)
+    if not records:
+        raise AfieldError(f"{bench.work} holds no trial of Figure 6; run it without --report.")
+    found = ablation.summarize_ablation(records)
     result = {
         "figure6": found,
-        "split": config.split,
-        "seed": config.seed,
-        "packages": package_versions(),
+        "trials": records,
+        **_circumstances(config),
         "markdown": ablation.ablation_markdown(found),
     }
     write_json(bench.work / "figure6.json", result)

@@ -25,7 +25,6 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rates and means of some trials of one method."""
     count, successes = len(records), sum(bool(record["success"]) for record in records)
-    low, high = wilson(successes, count)
     causes = [str(record["cause"]) for record in records]
 
     def mean(key: str) -> float | None:
@@ -33,12 +32,18 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         values = [float(record[key]) for record in records if record.get(key) is not None]
         return round(sum(values) / len(values), 4) if values else None
 
+    def interval(key: str) -> list[float]:
+        """Wilson's interval of a rate."""
+        return [round(end, 3) for end in wilson(sum(bool(record[key]) for record in records), count)]
+
     return {
         "trials": count,
         "success": round(successes / count, 3) if count else None,
-        "interval": [round(low, 3), round(high, 3)],
+        "interval": interval("success"),
         "held": mean("held"),
+        "held_interval": interval("held"),
         "on_part": mean("on_part"),
+        "on_part_interval": interval("on_part"),
         "distance_to_part": mean("distance_to_part"),
         "penetration": mean("penetration"),
         "seconds": mean("seconds"),
@@ -73,10 +78,11 @@ def markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], methods:
             paper = " / ".join(f"{row.paper[key]:g}" for key in ("ours", "sparsedff", "dff") if key in row.paper)
             lines.append(_line([*row.title().split(" | "), *cells, paper]))
         of_table = {name: [r for r in records if r["table"] == table and r["method"] == name] for name in methods}
-        lines.append(_line(["**mean**", "", "", *(_rate(of_table[name]) for name in methods), ""]))
+        lines.append(_line(["**mean**", "", "", *(_rate(of_table[name], "success", "**") for name in methods), ""]))
+        for key, label in (("held", "held"), ("on_part", "on the part")):
+            lines.append(_line([label, "", "", *(_rate(of_table[name], key) for name in methods), ""]))
         for key, label, scale in (
-            ("held", "held", 1), ("on_part", "on the part", 1), ("distance_to_part", "hand to part, cm", 100),
-            ("penetration", "overlap, cm", 100), ("seconds", "seconds", 1),
+            ("distance_to_part", "hand to part, cm", 100), ("penetration", "overlap, cm", 100), ("seconds", "seconds", 1),
         ):  # fmt: skip
             values = [summarize(of_table[name])[key] for name in methods]
             lines.append(_line([label, "", "", *("" if v is None else f"{v * scale:.2f}" for v in values), ""]))
@@ -88,14 +94,18 @@ def markdown(rows: Sequence[Row], records: Sequence[Mapping[str, Any]], methods:
 def confidence_markdown(trust: Mapping[str, Any]) -> str:
     """The calibration curve and the share of false alarms, as text."""
     lines = ["", "## Confidence", "", _line(["predicted", "actual", "trials"]), _line(["---"] * 3)]
-    lines += [_line([f"{g['predicted']:.2f}", f"{g['actual']:.2f}", str(g["trials"])]) for g in trust["reliability"]]
+    for group in trust["reliability"]:
+        count = group["trials"]
+        share = _share(round(group["actual"] * count), count)
+        lines.append(_line([f"{group['predicted']:.2f}", share, str(count)]))
     if not (trust["scenes_without_target"] and trust["scenes_with_target"]):
         return "\n".join([*lines, ""])
     lines += [
         "",
-        f"Scenes without the target that were not refused: {trust['false_alarms']:.2f} of "
-        f"{trust['scenes_without_target']}; scenes with the target that were: {trust['refused_with_target']:.2f} of "
-        f"{trust['scenes_with_target']}. Of a scene without and one with the target the former is more unlike what was shown in "
+        f"Scenes without the target that were not refused: {_share(*_counted(trust, 'false_alarms', 'without'))} of "
+        f"{trust['scenes_without_target']}; scenes with the target that were: "
+        f"{_share(*_counted(trust, 'refused_with_target', 'with'))} of {trust['scenes_with_target']}. "
+        "Of a scene without and one with the target the former is more unlike what was shown in "
         f"{trust['separation']:.2f} of pairs."
         + (" Fitted on these very trials." if trust["fitted_on_these_trials"] else ""),
         "",
@@ -107,11 +117,22 @@ def _count(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{sum(bool(record['success']) for record in records)}/{len(records)}" if records else "-"
 
 
-def _rate(records: Sequence[Mapping[str, Any]]) -> str:
+def _rate(records: Sequence[Mapping[str, Any]], key: str, mark: str = "") -> str:
     if not records:
         return "-"
-    found = summarize(records)
-    return f"**{found['success']:.2f}** [{found['interval'][0]:.2f}, {found['interval'][1]:.2f}]"
+    return _share(sum(bool(record[key]) for record in records), len(records), mark)
+
+
+def _share(count: int, total: int, mark: str = "") -> str:
+    """A rate with its interval."""
+    low, high = wilson(count, total)
+    return f"{mark}{count / total:.2f}{mark} [{low:.2f}, {high:.2f}]"
+
+
+def _counted(trust: Mapping[str, Any], rate: str, scenes: str) -> tuple[int, int]:
+    """How many, of how many."""
+    total = int(trust[f"scenes_{scenes}_target"])
+    return round(trust[rate] * total), total
 
 
 def _failures(records: Sequence[Mapping[str, Any]]) -> str:
