@@ -79,7 +79,6 @@ def test_wrong_numbers_are_refused_before_anything_is_drawn(tmp_path: Path, wron
 
 @pytest.mark.slow
 def test_a_rendered_video_is_distilled_within_what_the_documents_say(tmp_path: Path) -> None:
-    pytest.importorskip("ai_edge_litert")
     result = run(DistillBenchConfig(names=("open_drawer",), out=tmp_path), progress=False)
     video = result["videos"]["open_drawer"]
     assert set(FIGURES) <= set(video) and all(math.isfinite(value) for value in video.values())

@@ -352,6 +352,20 @@ def test_bad_track_files_are_named(tmp_path: Path, content: dict[str, np.ndarray
         read_tracks(file, (0, 4, 8, 12), (48, 32), (96, 64))
 
 
+def test_cotracker_runs_from_a_file_of_weights(tmp_path: Path) -> None:
+    """A random model of the real class; runs where the package is installed (docs/distill.md says how)."""
+    build = pytest.importorskip("cotracker.models.build_cotracker").build_cotracker
+    torch.manual_seed(0)
+    torch.save(build(None, offline=True, window_len=60, v2=False).state_dict(), tmp_path / "w.pth")
+    tracker = tracker_by_name(str(tmp_path / "w.pth"))
+    frames = np.stack([noise_picture(128, 96)] * 8)
+    points = np.array([[20.0, 30.0], [60.0, 50.0], [100.0, 80.0]], np.float32)
+    found = tracker.track(frames, points, 5, progress=False)
+    assert found.pixels.shape == (8, 3, 2) and found.seen.shape == (8, 3)
+    np.testing.assert_allclose(found.pixels[5], points, atol=1e-3)
+    assert found.seen[5].all()
+
+
 def test_cotracker_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         import cotracker  # noqa: F401

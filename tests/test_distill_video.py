@@ -585,6 +585,10 @@ def test_contact_is_found_where_a_resting_hand_jumps_and_is_lost_for_a_while() -
     for changed in (hands, replace(hands, landmarks=jumps), replace(hands, state=lost)):
         assert abs(first_touch(path, changed, tracks, onset) - 16) <= 1
         assert abs(find_release(path, changed, tracks, onset) - 34) <= 1
+    late = replace(
+        tracks, motion=tracks.motion[np.maximum(np.arange(40) - 3, 0)]
+    )  # the motion is noticed three frames late
+    assert abs(first_touch(path, hands, late, onset + 3) - 16) <= 1
     unseen = np.where(np.arange(40) < onset + 6, 1, hands.state)
     assert first_touch(path, replace(hands, state=unseen), tracks, onset) == onset - 3
     away = hands.landmarks.copy()

@@ -22,6 +22,8 @@ STAYS = 4.0, 0.06
 """Pixels, or a share of its size if that is more, by which a hand that has touched may be away from its place upon the object."""
 SOON = 3
 """Frames: people move things about a fifth of a second after touching them."""
+BEFORE = 6
+"""So many frames before the motion are looked through for the four in which the hand is stillest."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +125,19 @@ def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndar
 
 
 def first_touch(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> int:
-    """The frame from which on the hand rests where it is upon the part when that begins to move.
+    """The frame from which on the hand rests where it is upon the part before that begins to move.
 
     Its place is asked and not its speed: landmarks of a hand that rests may jump by more than a hand moves that comes near.
     In the first frame in which it is there it has just come, so the second one counts.
     """
     first = tracks.reference + 1
-    known, away = _away_from(hands, hand_place(path, hands, tracks, onset), onset - 2, onset + SOON, first)
-    if not len(known):
+    place = hand_place(path, hands, tracks, onset)
+    known = _found(hands, place, first)
+    rest = _stillest(place, known[(known >= onset - BEFORE) & (known <= onset)])
+    if not len(rest):
         return max(first, onset - SOON)
-    before = np.flatnonzero((away > _stays(hands, known)) & (known < onset))
+    away = _away_from(place, known, rest)
+    before = np.flatnonzero((away > _stays(hands, known)) & (known < rest[0]))
     there = known[before[-1] + 1 :] if len(before) else known
     return int(min(there[min(1, len(there) - 1)], onset))
 
@@ -140,7 +145,11 @@ def first_touch(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset:
 def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> int:
     """The last frame of contact: once the part has come to rest, the hand stays at its place upon it until it leaves."""
     still = _last_motion(tracks, hands, onset)
-    known, away = _away_from(hands, hand_place(path, hands, tracks, onset), still - 1, still + SOON, still - 1)
+    place = hand_place(path, hands, tracks, onset)
+    known = _found(hands, place, still - 1)
+    rest = known[known <= still + SOON]
+    known = known if len(rest) else rest
+    away = _away_from(place, known, rest)
     last = int(np.flatnonzero(hands.state > 0).max())
     # After a motion the hand's place upon the part is known less well than before it.
     left = np.flatnonzero((away > 2 * _stays(hands, known)) & (known > still))
@@ -155,21 +164,27 @@ def _stays(hands: HandTrack, frames: Int[np.ndarray, "k"]) -> Float[np.ndarray, 
     return np.maximum(STAYS[0], STAYS[1] * hands.size[frames])
 
 
-def _away_from(
-    hands: HandTrack, place: Float[np.ndarray, "t 2"], begin: int, end: int, first: int
-) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k"]]:
-    """The frames from `first` on in which the hand was found, and its distance in each from its median place in some others.
+def _found(hands: HandTrack, place: Float[np.ndarray, "t 2"], first: int) -> Int[np.ndarray, "k"]:
+    """The frames from `first` on in which the hand was found."""
+    return np.flatnonzero((hands.state == 2) & np.isfinite(place[:, 0]) & (np.arange(len(place)) >= first))
 
-    Those are the frames from `begin` to `end`; where the hand was not found in any of them both are empty. Distances are
-    the median of three frames.
-    """
-    known = np.flatnonzero((hands.state == 2) & np.isfinite(place[:, 0]) & (np.arange(len(place)) >= first))
-    there = known[(known >= begin) & (known <= end)]
-    if not len(there):
-        return there, np.zeros(0)
-    away = np.linalg.norm(place[known] - np.median(place[there], axis=0), axis=1)
-    away[1:-1] = np.median((away[:-2], away[1:-1], away[2:]), axis=0)
-    return known, away
+
+def _stillest(place: Float[np.ndarray, "t 2"], frames: Int[np.ndarray, "k"], count: int = 4) -> Int[np.ndarray, "c"]:
+    """The `count` successive frames between which the hand moves least; all of them if there are no more."""
+    windows = [frames[i : i + count] for i in range(max(1, len(frames) - count + 1))]
+    return min(windows, key=lambda some: float(_away_from(place, some, some, smooth=False).sum()))
+
+
+def _away_from(
+    place: Float[np.ndarray, "t 2"], frames: Int[np.ndarray, "k"], rest: Int[np.ndarray, "r"], *, smooth: bool = True
+) -> Float[np.ndarray, "k"]:
+    """How far the hand is in some frames from its median place in those of rest; smoothed, the median of three frames."""
+    if not len(frames):
+        return np.zeros(0)
+    away = np.linalg.norm(place[frames] - np.median(place[rest], axis=0), axis=1)
+    if smooth:
+        away[1:-1] = np.median((away[:-2], away[1:-1], away[2:]), axis=0)
+    return away
 
 
 def hand_place(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> Float[np.ndarray, "t 2"]:
