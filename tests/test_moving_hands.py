@@ -15,6 +15,7 @@ from afield.perception.moving_hands import (
     HandJudge,
     against_background,
     moving_hands,
+    prolonged,
     regions_of_motion,
     steadied,
     telling_frames,
@@ -110,9 +111,13 @@ def test_motion_is_asked_only_where_nothing_is_detected() -> None:
     assert isinstance(judge, HandJudge)
     track = find_hands(frames_with_arm(), judge, progress=False)
     assert (track.state == 2).sum() == COUNT - COMES - 3 and judge.asked > 0
-    detected = Judge(detected=[[hand_at(*tip(i))] if i > COMES + 5 else [] for i in range(COUNT)])
-    assert (find_hands(frames_with_arm(), detected, progress=False).state == 2).sum() == COUNT - COMES - 6
-    assert detected.asked == 0
+    known = [[hand_at(*(tip(i) + (30, 0)))] if COMES + 5 < i < COUNT - 4 else [] for i in range(COUNT)]
+    lost = find_hands(frames_with_arm(), Judge(detected=known), progress=False)
+    assert np.flatnonzero(lost.state == 2).tolist() == list(range(COMES + 3, COUNT)), "followed to where it is seen"
+    np.testing.assert_allclose(lost.landmarks[-1], track.landmarks[-1])
+    chain = {index: hands[0] for index, hands in enumerate(known) if hands}
+    until = prolonged(frames_with_arm(), Judge(), chain, {*chain, COUNT - 3})
+    assert sorted(until) == list(range(COMES + 3, COUNT - 3)), "another hand is known from there on"
     with pytest.raises(AfieldError, match="no hand was found"):
         find_hands(frames_with_arm(), Judge(pattern=True), progress=False)
 

@@ -132,7 +132,7 @@ def train(
 
 @app.command
 def demonstrate(
-    out: Out,
+    out: Out = Path("runs/demonstration"),
     configuration: Path | None = None,
     capture: Path | None = None,
     part: str | None = None,

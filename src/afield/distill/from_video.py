@@ -67,7 +67,7 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 6
+VERSION = 7
 """Changes when the results of an older version are worth nothing any more."""
 
 

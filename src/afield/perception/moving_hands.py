@@ -1,4 +1,4 @@
-"""Hands that the palm detector misses, looked for where something moves against the background.
+"""Hands that the palm detector misses, looked for where something moves against the background, or where the hand just was.
 
 The landmark network knows a hand that comes from the side if it is shown the right square. Shown every square it also finds hands
 in patterned paper. What moves over a scene that stands still is an arm, what it holds, and their shadows: few squares enough.
@@ -7,6 +7,7 @@ in patterned paper. What moves over a scene that stands still is an arm, what it
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -149,18 +150,43 @@ def regions_of_motion(motion: Float[np.ndarray, "a b"], shape: tuple[int, ...]) 
 
 def followed(frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, start: int, hand: Hand) -> dict[int, Hand]:
     """The same hand in the frames after and before one, as long as it is found."""
-    chain = {start: hand}
-    for order in (range(start + 1, len(frames)), range(start - 1, -1, -1)):
-        last: Hand | None = hand
-        for index in order:
-            region = region_of_hand(last)
-            last = judge.landmarks(frames[index], region)
-            if last is None:
-                last = _best(judge, frames[index], _nearby(region))
-            if last is None:
-                break
-            chain[index] = last
-    return dict(sorted(chain.items()))
+    after = _onwards(frames, judge, hand, range(start + 1, len(frames)))
+    before = _onwards(frames, judge, hand, range(start - 1, -1, -1))
+    return dict(sorted({start: hand, **after, **before}.items()))
+
+
+def prolonged(
+    frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, chain: dict[int, Hand], taken: Collection[int]
+) -> dict[int, Hand]:
+    """A chain of hands with the frames before and after it in which the hand is found beside where it was last.
+
+    Args:
+        frames: of the video.
+        judge: the landmark network.
+        chain: by frame.
+        taken: frames in which a hand is known already; there it ends.
+    """
+    first, last = min(chain), max(chain)
+    until = min((frame for frame in taken if frame > last), default=len(frames))
+    since = max((frame for frame in taken if frame < first), default=-1)
+    after = _onwards(frames, judge, chain[last], range(last + 1, until))
+    before = _onwards(frames, judge, chain[first], range(first - 1, since, -1))
+    new = {index: steadied(frames[index], judge, hand) for index, hand in (after | before).items()}
+    return dict(sorted((chain | new).items()))
+
+
+def _onwards(
+    frames: UInt8[np.ndarray, "t h w 3"], judge: HandJudge, hand: Hand, order: Iterable[int]
+) -> dict[int, Hand]:
+    """A hand from frame to frame, each time looked for where it was before."""
+    found: dict[int, Hand] = {}
+    for index in order:
+        region = region_of_hand(hand)
+        there = judge.landmarks(frames[index], region) or _best(judge, frames[index], _nearby(region))
+        if there is None:
+            break
+        found[index] = hand = there
+    return found
 
 
 def steadied(frame: UInt8[np.ndarray, "h w 3"], judge: HandJudge, hand: Hand) -> Hand:

@@ -248,7 +248,7 @@ def _section(title: str, text: str, figures: str) -> str:
     return f"<h2>{title}</h2><p>{text}</p><div class='strip'>{figures}</div>"
 
 
-def _figure(image: Image, caption: str, width: int = 220) -> str:
+def _figure(image: Image, caption: str, width: int = 180) -> str:
     words = html.escape(caption)
     image_tag = f"<img width='{width}' src='{_data(image, 2 * width)}' alt='{words}'>"
     return f"<figure>{image_tag}<figcaption>{words}</figcaption></figure>"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
 from afield.perception.hands import Hand, HandDetector, hand_mask
-from afield.perception.moving_hands import HandJudge, moving_hands
+from afield.perception.moving_hands import HandJudge, moving_hands, prolonged
 
 LINK = 0.7
 """Hands of neighbouring frames are the same one if they are closer than this share of their size."""
@@ -98,7 +98,8 @@ def begins_in_contact(free: Bool[np.ndarray, "t"]) -> bool:
 def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, progress: bool = True) -> HandTrack:
     """Detect hands, join them over time, drop what comes and goes, and draw their masks.
 
-    Where nothing is detected long enough, hands are looked for in what moves against the background.
+    Where nothing is detected long enough, hands are looked for in what moves against the background. Where the detector loses
+    the acting hand, it is looked for beside where it was.
 
     Raises:
         AfieldError: no hand, or no frame without one.
@@ -115,6 +116,8 @@ def find_hands(frames: UInt8[np.ndarray, "t h w 3"], detector: HandDetector, *, 
     landmarks, state = np.zeros((length, 21, 2), np.float32), np.zeros(length, np.int64)
     depth = np.zeros((length, 21), np.float32)
     main = max(chains, key=len)
+    if isinstance(detector, HandJudge):
+        main.update(prolonged(frames, detector, main, {frame for chain in chains for frame in chain}))
     acting = [main] + [chain for chain in chains if not set(chain) & set(main)]
     for chain in sorted(acting, key=len):
         for frame, hand in chain.items():
