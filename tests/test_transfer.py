@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from afield.attend import RESIZED, attend, unlikeness
-from afield.carry import carry
+from afield.carry import carry, moved
 from afield.confidence import Evidence
 from afield.demonstration import Demonstration, demonstrate
 from afield.energy import HandState, InsideTerm
@@ -296,7 +296,8 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
     shown, here = attend(demonstration, target, model, hand, use_gate=True, center=True)
     same = recognize(register(shown.scene, here.scene), shown.scene, here.scene, target)
     assert same is not None
-    expected = carry(demonstration, hand, same.alignment, shown.scene, same.completed(here.scene)).beta
+    fitted = carry(demonstration, hand, same.alignment, shown.scene, same.completed(here.scene)).beta
+    itself = moved(demonstration, hand, same.alignment)
     seen: list[torch.Tensor] = []
 
     def judge(candidates: torch.Tensor, _: torch.Tensor) -> int:
@@ -306,12 +307,14 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
     config = replace(QUICK, align=True)
     grasp = transfer_grasp(demonstration, target, model, hand, config, judge=judge, progress=False)
     assert len(seen[0]) == config.stages[-1].starts
-    torch.testing.assert_close(grasp.beta, expected, atol=1e-5, rtol=0)
+    for expected in (fitted, itself):
+        assert float((seen[0][:2] - hand.clamp(expected)).abs().amax(dim=1).min()) < 1e-5
+    torch.testing.assert_close(grasp.beta, seen[0][0], atol=1e-6, rtol=0)
     torch.testing.assert_close(grasp.history.beta[-1], grasp.history.beta[0])
     assert grasp.history.start_energy[grasp.history.winner] > grasp.history.start_energy.min()
     assert grasp.provenance["alignment"]["carried"] is True
     assert grasp.provenance["alignment"]["same_object"] is True
-    other = transfer_grasp(demonstration, target, model, hand, config, judge=lambda *_: 1, progress=False)
+    other = transfer_grasp(demonstration, target, model, hand, config, judge=lambda *_: 2, progress=False)
     assert other.provenance["alignment"]["carried"] is False
 
 

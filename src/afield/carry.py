@@ -75,6 +75,13 @@ def carry(demonstration: Demonstration, hand: Hand, found: Registration, shown: 
     return Carried(wanted, fit_hand(demonstration, hand, wanted, found.rotation, here))
 
 
+def moved(demonstration: Demonstration, hand: Hand, found: Registration) -> Float[Tensor, "d"]:
+    """The demonstrated hand itself, where a rigid motion takes it: the same grasp of the very same object."""
+    pose, joints = hand.split(demonstration.beta)
+    place = found.rotation @ pose[:3, 3] + found.translation
+    return hand.join(pose_from(found.rotation @ pose[:3, :3], place), joints)
+
+
 def carried_points(
     points: Float[Tensor, "q 3"], shown: Scene, here: Scene, found: Registration
 ) -> Float[Tensor, "q 3"]:

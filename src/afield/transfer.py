@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from afield.attend import Attended, attend
-from afield.carry import carry
+from afield.carry import carry, moved
 from afield.demonstration import Demonstration
 from afield.energy import (
     CarriedTerm,
@@ -182,11 +182,13 @@ def transfer_grasp(
     draw = (config.stages[0].starts, config.start, generator, carried and carried.beta)
     beta = sample_starts(demonstration, shown.scene, here.scene, hand, *draw)
     still = torch.zeros(len(beta), dtype=torch.bool, device=beta.device)
-    if carried is not None:
-        beta[0], still[0] = carried.beta, True
+    known = [] if carried is None else [carried.beta]
+    known += [moved(demonstration, hand, same.alignment)] if same else []
+    for index, hand_there in enumerate(known):
+        beta[index], still[index] = hand_there, True
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field. The
-    #    carried hand itself stands still, to be judged as it is.
+    #    carried hand itself stands still, to be judged as it is; on the very same object so does the one that was shown.
     baked = (
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
