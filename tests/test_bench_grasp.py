@@ -189,7 +189,8 @@ def test_figure_6_repeats_a_grasp_on_the_same_object(manifest: Manifest, tmp_pat
                 file = ablation.trial_file(bench, row, count, included, trial)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 setup = {"scenes": count, "demonstration_included": included}
-                file.write_text(json.dumps({**setup, "distance_to_part": value + 0.01 * count}))
+                mark = ablation.trial_mark(bench, row, count, included, trial)
+                file.write_text(json.dumps({**setup, "distance_to_part": value + 0.01 * count, "fingerprint": mark}))
     found = ablation.summarize_ablation(ablation.ablation_records(bench, rows, 2))
     assert [(entry["scenes"], entry["demonstration_included"]) for entry in found] == ablation.setups()
     assert [entry["distance_to_part"] for entry in found[::2]] == pytest.approx([0.04, 0.05, 0.06, 0.07])
@@ -197,6 +198,9 @@ def test_figure_6_repeats_a_grasp_on_the_same_object(manifest: Manifest, tmp_pat
     assert low < 0.04 < high
     again = run(GraspBenchConfig(figure6=True, report=True, trials=5, out=tmp_path), progress=False)
     assert again["figure6"] == found and len(again["trials"]) == 8 * 2 * len(rows), "those that are there"
+    file = ablation.trial_file(bench, rows[0], 1, False, 0)
+    file.write_text(file.read_text().replace('"fingerprint": "', '"fingerprint": "stale'))
+    assert len(ablation.ablation_records(bench, rows, 2)) == 8 * 2 * len(rows) - 1
     assert "| 4 | yes | 7.0 [" in ablation.ablation_markdown(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from distill_samples import noise_picture
 
 from afield.errors import AfieldError
+from afield.perception import depth
 from afield.perception.depth import TransformersDepth
 
 
@@ -40,8 +40,8 @@ def test_depth_models_of_transformers_load_from_a_folder(tmp_path: Path, kind: s
     transformers.DepthAnythingForDepthEstimation(config).save_pretrained(tmp_path)
     transformers.DPTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
     network = TransformersDepth(str(tmp_path))
-    depth = network.estimate(noise_picture(60, 40))
-    assert depth.shape == (40, 60) and (depth > 0).all()
+    found = network.estimate(noise_picture(60, 40))
+    assert found.shape == (40, 60) and (found > 0).all()
     assert network.metric == (kind == "metric"), "the metric Depth Anything models answer in metres"
     with pytest.raises(AfieldError, match="hf download some/model"):
         TransformersDepth("some/model")
@@ -88,7 +88,7 @@ def test_metric_models_answer_in_metres_for_the_picture_itself(
     make(transformers, tmp_path)
     network, picture = TransformersDepth(str(tmp_path)), noise_picture(60, 40)
     assert network.metric
-    depth = network.estimate(picture)
+    found = network.estimate(picture)
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     with torch.no_grad():
         answer = transformers.AutoModelForDepthEstimation.from_pretrained(tmp_path).eval()(
@@ -108,13 +108,13 @@ def test_metric_models_answer_in_metres_for_the_picture_itself(
             answer.predicted_depth[None] * width / focal, picture.shape[:2], mode="bilinear", align_corners=False
         )[0, 0].numpy()
         wanted = 1 / np.clip(inverse, 1e-4, 1e4)
-    assert depth.shape == (40, 60)
-    assert np.median(np.abs(depth / wanted - 1)) < 0.02
+    assert found.shape == (40, 60)
+    assert np.median(np.abs(found / wanted - 1)) < 0.02
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is here")
-def test_a_model_that_needs_torchvision_says_so(tmp_path: Path) -> None:
+def test_a_model_that_needs_torchvision_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
+    monkeypatch.setattr(depth, "find_spec", lambda _: None)
     (tmp_path / "config.json").write_text('{"model_type": "depth_pro"}')
     with pytest.raises(AfieldError, match="pip install torchvision"):
         TransformersDepth(str(tmp_path))

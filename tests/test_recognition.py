@@ -11,7 +11,7 @@ from scene_samples import SOURCE
 from afield.fields.registration import Registration
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.recognition import recognize
-from afield.scene import Plane, Scene
+from afield.scene import Plane, Scene, farthest_points
 
 
 def _toy(seed: int, head: float = 0.11, count: int = 2000) -> Scene:
@@ -93,3 +93,15 @@ def test_features_that_mislead_do_no_harm() -> None:
     assert (
         float((same.alignment.carry(shown.points) - transform_points(MOTION, shown.points)).norm(dim=-1).mean()) < 0.002
     )
+
+
+def test_sparse_points_hide_nothing_and_a_handful_is_no_object() -> None:
+    shown = _toy(0)
+    few = _seen(_toy(1), farthest_points(_toy(1).points, 700, seed=0))
+    same = recognize(_guess(0.1, 0.005, 1.0), shown, few, few)
+    assert same is not None and len(same.points) < 100, "what lies between points is seen"
+    handful = few.select(torch.arange(700) < 12)
+    assert recognize(_guess(0.0, 0.0, 1.0), shown, handful, few) is None
+    assert recognize(_guess(0.0, 0.0, 1.0), shown.select(torch.arange(2000) < 12), few, few) is None
+    away = replace(few, points=few.points * 30)
+    assert recognize(_guess(0.0, 3.0, 1.0), shown, away, away) is None

@@ -15,9 +15,11 @@ import afield
 from afield.capture import read_capture
 from afield.capture.opengl import drawing_pool, opengl_environment
 from afield.errors import AfieldError
+from afield.fields.registration import Registration
 from afield.geometry import pose_from, rotation_about_axis, transform_points
 from afield.hand import Hand, hand_by_name, hand_configuration_from_json
 from afield.observation import Observation
+from afield.recognition import Recognized
 from afield.scene import FeatureSource, Plane, Scene
 from afield.simulate import (
     GraspTest,
@@ -312,14 +314,23 @@ def test_what_is_hidden_belongs_to_the_object_it_is_part_of(points: torch.Tensor
         torch.cat((torch.zeros(int((~low).sum())), torch.ones(len(other)))).long(),
     )
     palm = points.mean(dim=0)
-    without, known = (world_from_scene(_scene(seen), palm, label, hidden) for hidden in (None, points[low]))
+
+    def known_as(member: torch.Tensor, hidden: torch.Tensor) -> Recognized:
+        return Recognized(
+            Registration(torch.eye(3), 1.0, torch.zeros(3), 0.0), member, hidden, torch.zeros_like(hidden)
+        )
+
+    below = torch.cat((points[low], torch.tensor([[0.0, 0.0, -0.05]])))
+    same = known_as(points[~low], below)
+    without, known = (world_from_scene(_scene(seen), palm, label, one) for one in (None, same))
     assert known.target == without.target
     here, there = ({thing.name: thing for thing in world.objects} for world in (known, without))
     balls, before = here[known.target].balls, there[known.target].balls
-    assert balls is not None and before is not None and len(balls) >= len(before) + int(low.sum())
+    assert balls is not None and before is not None and len(balls) >= len(before) + int(low.sum()) - 1
+    assert float(balls[:, 2].min()) >= 0.0, "nothing lies below the table"
     beside = next(name for name in here if name != known.target)
     np.testing.assert_array_equal(here[beside].hull, there[beside].hull)
-    far = world_from_scene(_scene(seen), palm, label, other[low])
+    far = world_from_scene(_scene(seen), palm, label, known_as(other[~low], other[low]))
     assert len(far.objects) == 2 and len(next(o for o in far.objects if o.name == far.target).balls) == len(before)
 
 

@@ -14,7 +14,7 @@ from afield.demonstration import Demonstration, demonstrate
 from afield.energy import HandState, InsideTerm
 from afield.errors import AfieldError
 from afield.fields.registration import Registration, register
-from afield.geometry import pose_from, rotation_about_axis, transform_points
+from afield.geometry import pose_from, rotation_about_axis, rotation_angle, transform_points
 from afield.hand import Hand, hand_by_name
 from afield.pipeline import is_calibrated, refuse_if_absent, with_confidence
 from afield.pretrain import FieldModel, train_field
@@ -307,6 +307,11 @@ def test_the_carried_hand_is_judged_first_and_as_it_is(
     config = replace(QUICK, align=True)
     grasp = transfer_grasp(demonstration, target, model, hand, config, judge=judge, progress=False)
     assert len(seen[0]) == config.stages[-1].starts
+    palm, joints = hand.split(demonstration.beta)
+    there, same_joints = hand.split(itself)
+    assert float((there[:3, 3] - (motion @ palm)[:3, 3]).norm()) < 0.003
+    assert float(rotation_angle(there[:3, :3], (motion @ palm)[:3, :3])) < 0.05
+    torch.testing.assert_close(same_joints, joints)
     for expected in (fitted, itself):
         assert float((seen[0][:2] - hand.clamp(expected)).abs().amax(dim=1).min()) < 1e-5
     torch.testing.assert_close(grasp.beta, seen[0][0], atol=1e-6, rtol=0)

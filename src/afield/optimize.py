@@ -127,7 +127,7 @@ def best_distinct(
             break
         if candidate not in chosen:
             chosen.append(candidate)
-    return torch.tensor(sorted(chosen, key=order.index), device=energy.device)
+    return torch.tensor(sorted(chosen, key=order.index), dtype=torch.long, device=energy.device)
 
 
 @dataclass(frozen=True)

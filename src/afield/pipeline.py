@@ -28,6 +28,7 @@ from afield.perception.features import extractor_by_name
 from afield.perception.masks import Box as PixelBox
 from afield.perception.masks import crop_to_workspace, mask_observation
 from afield.pretrain import KINDS, FieldModel, check_training, train_field
+from afield.recognition import Recognized
 from afield.result import Grasp
 from afield.run import Run
 from afield.scene import FeatureSource, Scene
@@ -211,8 +212,8 @@ def grasp_from_files(
         hand: name of a hand or path of a hand description.
         preset: default or faithful.
         full: optimize all starts to the end.
-        align: align the objects as wholes and carry the hand along (not with the faithful preset); without it, or with
-            another field than `attention`, no probability of success is given, for that is calibrated with both.
+        align: align the objects as wholes and carry the hand along (not with the faithful preset). A probability of success
+            is given with it and the field `attention` only, and not for the very same object: so it was calibrated.
         force: go on where nothing is like the demonstrated object.
         arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
         arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.
@@ -239,7 +240,7 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
-    if is_calibrated(config, model):
+    if is_calibrated(config, model) and not result.provenance["alignment"]["same_object"]:
         result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
@@ -263,11 +264,11 @@ def transfer_and_rehearse(
     device = default_device()
     tests: list[GraspTest] = []
 
-    def judge(finalists: Float[Tensor, "k d"], hidden: Float[Tensor, "h 3"]) -> int:
+    def judge(finalists: Float[Tensor, "k d"], same: Recognized | None) -> int:
         within = list(range(len(finalists))) if arm is None else within_reach(arm, finalists)
         choice = 0
         if config.preset == "default":
-            choice, made = rehearse(scene, hand, finalists[within], hidden=hidden, progress=progress)
+            choice, made = rehearse(scene, hand, finalists[within], same=same, progress=progress)
             tests.extend(made)
         return within[choice]
 

@@ -27,10 +27,10 @@ NEAR = 0.02, 0.004
 SAME = 1.0
 """Half of what is seen lies nearer to the shown points than so many times their spacing: .6 to .7 if it is the same object, 1.4
 and more for others."""
-RESIZED = 1.15
-"""An alignment that resized by more than this has found another object."""
 HIDDEN = 0.008
-"""A shown point farther than this from all that is seen, in metres, is hidden."""
+"""A shown point farther than this from all that is seen, in metres, is hidden; or than twice the spacing of what is seen."""
+FEWEST = 20
+"""Points of either side that it takes to know an object again."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,12 @@ class Recognized:
 
     alignment: Registration
     """Of scale 1."""
+    seen: Float[Tensor, "n 3"]
+    """Which points of the scene are it, metres, world."""
     points: Float[Tensor, "h 3"]
     """What is hidden of it, metres, world."""
     normals: Float[Tensor, "h 3"]
+    """Unit vectors out of the surface there."""
 
     def completed(self, here: Scene) -> Scene:
         """The object's points with those that are hidden, which have no features."""
@@ -74,9 +77,9 @@ def recognize(found: Registration, shown: Scene, here: Scene, scene: Scene) -> R
 
 def _settled(found: Registration, shown: Scene, here: Scene, scene: Scene) -> Recognized | None:
     """The same from an alignment that is right to a few centimetres and degrees."""
-    if not 1 / RESIZED < found.scale < RESIZED:
-        return None
     source, target = shown.points, here.points
+    if min(len(source), len(target)) < FEWEST:
+        return None
     rotation, shift = found.rotation, found.carry(source).mean(dim=0) - found.rotation @ source.mean(dim=0)
     for near in np.geomspace(*NEAR, ROUNDS):
         distance = torch.cdist(source @ rotation.T + shift, target)
@@ -87,11 +90,16 @@ def _settled(found: Registration, shown: Scene, here: Scene, scene: Scene) -> Re
             torch.cat((source, source[back])), torch.cat((target[onto], target)), weight
         )
     moved = source @ rotation.T + shift
-    spacing = torch.cdist(source, source).fill_diagonal_(torch.inf).amin(dim=1).median()
-    if float(torch.cdist(target, moved).amin(dim=1).median() / spacing) > SAME:
+    apart = float(torch.cdist(target, moved).amin(dim=1).median())
+    if not apart <= SAME * _spacing(source):  # nor where it is no number, for nothing was near anything
         return None
-    hidden = torch.cdist(moved, scene.points).amin(dim=1) > HIDDEN
+    hidden = torch.cdist(moved, scene.points).amin(dim=1) > max(HIDDEN, 2 * _spacing(target))
     if scene.table is not None:
         hidden &= scene.table.height(moved) > 0
     alignment = Registration(rotation, 1.0, shift, found.cost)
-    return Recognized(alignment, moved[hidden], shown.normals[hidden] @ rotation.T)
+    return Recognized(alignment, target, moved[hidden], shown.normals[hidden] @ rotation.T)
+
+
+def _spacing(points: Float[Tensor, "n 3"]) -> float:
+    """Median distance of points from their nearest neighbours, in metres."""
+    return float(torch.cdist(points, points).fill_diagonal_(torch.inf).amin(dim=1).median())

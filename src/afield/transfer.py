@@ -33,7 +33,7 @@ from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
 from afield.pretrain import FieldModel
-from afield.recognition import recognize
+from afield.recognition import Recognized, recognize
 from afield.result import Grasp, GraspHistory
 from afield.scene import Plane, Scene, farthest_points
 from afield.starts import StartConfig, sample_starts
@@ -139,7 +139,7 @@ def transfer_grasp(
     hand: Hand,
     config: TransferConfig | None = None,
     *,
-    judge: Callable[[Float[Tensor, "k d"], Float[Tensor, "h 3"]], int] | None = None,
+    judge: Callable[[Float[Tensor, "k d"], Recognized | None], int] | None = None,
     progress: bool = True,
 ) -> Grasp:
     """Find the hand configuration that meets in `scene` what the demonstrated hand met in its own scene.
@@ -150,8 +150,8 @@ def transfer_grasp(
         model: the field f, trained or not.
         hand: the demonstrated hand.
         config: see `TransferConfig`.
-        judge: chooses among the minima of the last round, which it gets best first (before them the carried hand, with
-            `align`), with the points of the target that are hidden here but known from the demonstration; the least energy
+        judge: chooses among the minima of the last round, which it gets best first; with `align` the carried hand comes
+            before them, and on the very same object the shown one, with what is known of its hidden sides. The least energy
             if None. `afield.simulate.rehearse` tries them in physics.
         progress: show a progress bar.
 
@@ -176,7 +176,6 @@ def transfer_grasp(
     same = alignment and recognize(alignment, shown.scene, here.scene, scene)
     alignment = same.alignment if same else alignment
     target = same.completed(here.scene) if same else here.scene
-    hidden = same.points if same else scene.points[:0]
     carried = alignment and carry(demonstration, hand, alignment, shown.scene, target)
     generator = torch.Generator().manual_seed(config.seed)
     draw = (config.stages[0].starts, config.start, generator, carried and carried.beta)
@@ -184,8 +183,8 @@ def transfer_grasp(
     still = torch.zeros(len(beta), dtype=torch.bool, device=beta.device)
     known = [] if carried is None else [carried.beta]
     known += [moved(demonstration, hand, same.alignment)] if same else []
-    for index, hand_there in enumerate(known):
-        beta[index], still[index] = hand_there, True
+    for index, hand_there in enumerate(known[: len(beta)], start=1):
+        beta[-index], still[-index] = hand_there, True
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field. The
     #    carried hand itself stands still, to be judged as it is; on the very same object so does the one that was shown.
@@ -193,7 +192,7 @@ def transfer_grasp(
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
     wanted = carried and carried.points
-    solid = torch.cat((scene.points, hidden))
+    solid = torch.cat((scene.points, same.points)) if same else scene.points
     energies = [
         grasp_energy(
             *(demonstration, solid, scene.table, hand, (stage.baked and baked) or field_here, goal),
@@ -208,13 +207,13 @@ def transfer_grasp(
     finalists = last.final_energy.argsort()
     if judge:
         finalists = finalists[still[alive][finalists].logical_not().argsort(stable=True)]
-    choice = judge(hand.clamp(last.final[finalists]).cpu(), hidden.cpu()) if judge else 0
+    choice = judge(hand.clamp(last.final[finalists]).cpu(), same) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
     if alignment is not None:
         carried_itself = bool(still[alive[finalists[choice]]])
         found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale, "carried": carried_itself}
-        found["alignment"] |= {"same_object": same is not None, "hidden_points": len(hidden)}
+        found["alignment"]["same_object"] = same is not None
     return replace(grasp, provenance={**grasp.provenance, **found})
 
 

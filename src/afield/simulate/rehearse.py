@@ -1,7 +1,7 @@
 """Trying a few grasps in physics on what was seen, before one of them is chosen.
 
-Eq. 9 knows where the demonstrated hand felt alike, but not whether fingers would slip there. The rehearsal uses the
-observed points only, never an object's true shape, so a robot can do it too.
+Eq. 9 knows where the demonstrated hand felt alike, but not whether fingers would slip there. The rehearsal uses observed
+points only, in the scene or (of the very same object) in the demonstration, never a true shape, so a robot can do it too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from afield.fields.instances import instances
 from afield.hand import Hand
+from afield.recognition import Recognized
 from afield.scene import Scene
 from afield.simulate.grasp_test import GraspTest, GraspTestConfig, simulate_grasp
 from afield.simulate.world import world_from_scene
@@ -35,7 +36,7 @@ def rehearse(
     candidates: Float[Tensor, "k d"],
     config: GraspTestConfig = STRICT,
     *,
-    hidden: Float[Tensor, "h 3"] | None = None,
+    same: Recognized | None = None,
     progress: bool = True,
 ) -> tuple[int, list[GraspTest]]:
     """Test candidates in the observed world, best energy first, until one holds.
@@ -45,7 +46,7 @@ def rehearse(
         hand: the hand.
         candidates: hand configurations in the world frame, in the order of their energy.
         config: of the grasp test.
-        hidden: points of the target that no camera saw but that are known, in metres, world.
+        same: the target, if it is the very object that was shown: its hidden sides are known.
         progress: show a progress bar.
 
     Returns:
@@ -56,7 +57,7 @@ def rehearse(
     label = instances(scene)
     for beta in tqdm(candidates.cpu(), desc="rehearse", unit="grasp", disable=not progress):
         pose, _ = hand.split(beta)
-        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3], label, hidden)
+        world = world_from_scene(scene, pose[:3, :3] @ hand.palm_center + pose[:3, 3], label, same)
         tests.append(simulate_grasp(world, hand, beta, scene.points, config, progress=False))
         if tests[-1].success:
             break

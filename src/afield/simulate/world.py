@@ -22,6 +22,7 @@ from afield.fields.instances import instances
 from afield.geometry import matrix_to_quat_wxyz
 from afield.hand import Hand
 from afield.observation import Observation
+from afield.recognition import Recognized
 from afield.scene import Scene
 
 OBSERVED_MASS = 0.1
@@ -120,7 +121,7 @@ def world_from_scene(
     scene: Scene,
     palm: Float[Tensor, "3"],
     label: Int[Tensor, "n"] | None = None,
-    hidden: Float[Tensor, "h 3"] | None = None,
+    same: Recognized | None = None,
 ) -> World:
     """A world out of what was seen, for captures without known objects and for rehearsing a grasp.
 
@@ -131,7 +132,7 @@ def world_from_scene(
         scene: the observed points.
         palm: where the hand will be, metres, world.
         label: the scene's `instances`, if they are known already.
-        hidden: points that were not seen here but are known to belong to one of the clusters, metres, world.
+        same: an object of which more is known than is seen here.
 
     Raises:
         AfieldError: no cluster has 20 points.
@@ -141,10 +142,10 @@ def world_from_scene(
     member = (instances(scene) if label is None else label).cpu().numpy()
     clusters = [points[member == number] for number in range(int(member.max()) + 1)]
     clusters = [member for member in clusters if len(member) >= 20]
-    if hidden is not None and len(hidden) and clusters:
-        known = hidden.cpu().numpy().astype(float)
-        owner = int(np.argmin([np.median(KDTree(member).query(known)[0]) for member in clusters]))
-        clusters[owner] = np.concatenate((clusters[owner], known))
+    if same is not None and clusters:
+        seen, hidden = same.seen.cpu().numpy().astype(float), same.points.cpu().numpy().astype(float)
+        owner = int(np.argmax([(KDTree(member).query(seen)[0] < 1e-4).sum() for member in clusters]))
+        clusters[owner] = np.concatenate((clusters[owner], hidden[hidden[:, 2] > height]))
     if not clusters:
         raise AfieldError(f"No cluster of the scene '{scene.name}' has 20 points, so there is nothing to simulate.")
     nearest = [float(np.linalg.norm(member - palm.cpu().numpy(), axis=1).min()) for member in clusters]

@@ -52,7 +52,8 @@ def write_distill_page(video: Video, narration: str, found: Parts, path: Path, s
         stopped: the sentence of the stage that could not go on, if one could not.
     """
     title = html.escape(f"{video.name}: {narration}")
-    lead = "" if stopped is None else f"<p class='stopped'>{html.escape(stopped)}</p>"
+    backwards = f"<p>{BACKWARDS}</p>" if found.get("backwards") else ""
+    lead = backwards if stopped is None else f"<p class='stopped'>{html.escape(stopped)}</p>{backwards}"
     page = (
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style>"
         f"<h1>{title}</h1>{lead}{''.join(_sections(video, found))}<script>{SCRIPT}</script></html>"
@@ -111,7 +112,7 @@ def _sections(video: Video, found: Parts) -> Iterator[str]:
         )
         yield _section(
             "Contact",
-            f"{BACKWARDS if found.get('backwards') else ''}First contact in frame {touched}, motion from frame {moves}, "
+            f"First contact in frame {touched}, motion from frame {moves}, "
             f"release after frame {left}. The region, in the last frame before the hand comes:",
             _figure(mask_on(video.frames[contact.free_frame], contact.region), f"frame {free}"),
         )
@@ -191,7 +192,7 @@ def tracks_on(image: Image, found: Parts, frame: int) -> Image:
 
 def _phase(found: Parts, frame: int) -> str:
     if "contact" not in found:
-        return "hand" if "hands" in found and found["hands"].state[frame] > 0 else "no hand"
+        return "" if "hands" not in found else "hand" if found["hands"].state[frame] > 0 else "no hand"
     contact = found["contact"]
     if frame <= contact.free_frame:
         return "no hand"

@@ -19,6 +19,8 @@ from afield.transfer import transfer_grasp
 
 COUNTS = (1, 2, 3, 4)
 """Pretraining scenes."""
+METHOD = "attention, not aligned"
+"""The field alone."""
 
 
 def setups() -> list[tuple[int, bool]]:
@@ -56,12 +58,11 @@ def make_ablation_field(bench: Bench, row: Row, count: int, included: bool) -> N
 def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, trial: int) -> None:
     """Repeat the grasp by least energy, as the paper does, and measure how far the hand is from the part."""
     file, field = trial_file(bench, row, count, included, trial), field_folder(bench, row, count, included)
-    config = METHODS["attention, not aligned"].config  # the field alone
-    mark = fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(config))
+    mark = trial_mark(bench, row, count, included, trial)
     if is_done(file, mark):
         return
     setting = setting_of(bench, row, trial)
-    model, config = FieldModel.load(field), replace(config, seed=setting.seed)
+    model, config = FieldModel.load(field), replace(METHODS[METHOD].config, seed=setting.seed)
     grasp = transfer_grasp(setting.demonstration, setting.scene, model, setting.hand, config, progress=False)
     write_json(
         file,
@@ -77,9 +78,15 @@ def make_ablation_trial(bench: Bench, row: Row, count: int, included: bool, tria
 
 
 def ablation_records(bench: Bench, rows: Sequence[Row], trials: int) -> list[dict[str, Any]]:
-    """The records that are there."""
-    files = [trial_file(bench, row, *setup, n) for setup in setups() for row in rows for n in range(trials)]
-    return [read_json(file) for file in files if file.is_file()]
+    """The records that are there and not stale."""
+    wanted = [(bench, row, *setup, n) for setup in setups() for row in rows for n in range(trials)]
+    return [read_json(trial_file(*one)) for one in wanted if is_done(trial_file(*one), trial_mark(*one))]
+
+
+def trial_mark(bench: Bench, row: Row, count: int, included: bool, trial: int) -> str:
+    """The fingerprint that a trial's record must have."""
+    field = field_folder(bench, row, count, included)
+    return fingerprint(bench, row, trial_scene(bench, row, trial), field, asdict(METHODS[METHOD].config))
 
 
 def summarize_ablation(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

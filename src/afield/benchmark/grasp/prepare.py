@@ -43,7 +43,7 @@ HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
 PRETRAIN_SEED, DEMO_SEED, TRIAL_SEED = 100, 200, 1000
 PRESENT, ABSENT = "present", "absent"
 """In the place of a method's name: how like what was shown is what is in a scene, with and without the target?"""
-TRIAL_VERSION = 3
+TRIAL_VERSION = 4
 """Raised when the code of transfer, rehearsal or physics changes what comes out, so that old records are not taken for new."""
 
 

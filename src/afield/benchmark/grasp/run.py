@@ -174,7 +174,8 @@ def _confidence(
     if config.calibrate:
         if not (present and absent):
             raise AfieldError(
-                "The scenes with and without the target have not been compared yet; run it without --report."
+                "Nothing tells scenes with the target from those without: there are none of one kind, because all objects of "
+                "the manifest are of one family, or because they have not been compared yet (run it without --report)."
             )
         calibration = fit_calibration(evidence, success, present, absent)
         write_json(bench.work / "confidence.json", asdict(calibration))
