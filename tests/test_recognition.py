@@ -96,7 +96,8 @@ def test_features_that_mislead_do_no_harm() -> None:
 
 
 def test_sparse_points_hide_nothing_and_a_handful_is_no_object() -> None:
-    shown = _toy(0)
+    dense = _toy(0, count=6000)
+    shown = dense.select(farthest_points(dense.points, 2000, seed=0))
     few = _seen(_toy(1), farthest_points(_toy(1).points, 700, seed=0))
     same = recognize(_guess(0.1, 0.005, 1.0), shown, few, few)
     assert same is not None and len(same.points) < 100, "what lies between points is seen"
