@@ -228,7 +228,10 @@ def grasp(
     _say(f"Energy {run.grasp.energy:.4f} ({terms}); saved in {out}")
     if "success_probability" in run.grasp.provenance:
         _say(f"Probability of success: {run.grasp.provenance['success_probability']:.0%} (docs/benchmark.md)")
-    if run.grasp.provenance.get("alignment", {}).get("carried"):
+    alignment = run.grasp.provenance.get("alignment", {})
+    if alignment.get("same_object"):
+        _say("The very object that was shown was recognized; its hidden sides are known from the demonstration.")
+    if alignment.get("carried"):
         _say("This is the hand that the aligned object carries along, as it is; it is tried before the minima.")
     rehearsal = run.grasp.provenance.get("rehearsal")
     if rehearsal and not any(entry["held"] for entry in rehearsal):
