@@ -98,10 +98,10 @@ def test_features_that_mislead_do_no_harm() -> None:
 def test_sparse_points_hide_nothing_and_a_handful_is_no_object() -> None:
     dense = _toy(0, count=6000)
     shown = dense.select(farthest_points(dense.points, 2000, seed=0))
-    few = _seen(_toy(1), farthest_points(_toy(1).points, 700, seed=0))
+    few = _seen(_toy(1), farthest_points(_toy(1).points, 120, seed=0))  # 12 mm apart
     same = recognize(_guess(0.1, 0.005, 1.0), shown, few, few)
-    assert same is not None and len(same.points) < 100, "what lies between points is seen"
-    handful = few.select(torch.arange(700) < 12)
+    assert same is not None and len(same.points) == 0, "what lies between points is seen"
+    handful = few.select(torch.arange(120) < 12)
     assert recognize(_guess(0.0, 0.0, 1.0), shown, handful, few) is None
     assert recognize(_guess(0.0, 0.0, 1.0), shown.select(torch.arange(2000) < 12), few, few) is None
     away = replace(few, points=few.points * 30)

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from afield.attend import Attended, attend
-from afield.carry import carry, moved
+from afield.carry import Carried, carry, moved
 from afield.demonstration import Demonstration
 from afield.energy import (
     CarriedTerm,
@@ -28,7 +28,7 @@ from afield.energy import (
 from afield.errors import AfieldError
 from afield.fields.baked import BakedField
 from afield.fields.base import Field
-from afield.fields.registration import RegistrationConfig, register
+from afield.fields.registration import Registration, RegistrationConfig, register
 from afield.geometry import rotation_angle
 from afield.hand import Hand
 from afield.optimize import AdamConfig, Trace, best_distinct, minimize_adam
@@ -172,32 +172,24 @@ def transfer_grasp(
 
     # 2. Draw starts where the target scene resembles the demonstrated region, and around the hand that the aligned object
     #    carries along.
-    alignment = register(shown.scene, here.scene, config.alignment) if config.align else None
-    same = alignment and recognize(alignment, shown.scene, here.scene, scene)
-    alignment = same.alignment if same else alignment
-    target = same.completed(here.scene) if same else here.scene
-    carried = alignment and carry(demonstration, hand, alignment, shown.scene, target)
+    aligned = _align(demonstration, hand, shown.scene, here.scene, scene, config.alignment) if config.align else None
     generator = torch.Generator().manual_seed(config.seed)
-    draw = (config.stages[0].starts, config.start, generator, carried and carried.beta)
+    draw = (config.stages[0].starts, config.start, generator, aligned and aligned.carried.beta)
     beta = sample_starts(demonstration, shown.scene, here.scene, hand, *draw)
     still = torch.zeros(len(beta), dtype=torch.bool, device=beta.device)
-    known = [] if carried is None else [carried.beta]
-    known += [moved(demonstration, hand, same.alignment)] if same else []
-    for index, hand_there in enumerate(known[: len(beta)], start=1):
-        beta[-index], still[-index] = hand_there, True
+    for index, known in enumerate(aligned.hands[: len(beta)] if aligned else (), start=1):
+        beta[-index], still[-index] = known, True
 
     # 3. Minimize Eq. 9 from all of them; after each round only the best go on, with more points and the exact field. The
     #    carried hand itself stands still, to be judged as it is; on the very same object so does the one that was shown.
     baked = (
         BakedField.around(field_here, here.scene, config.grid_spacing) if any(s.baked for s in config.stages) else None
     )
-    wanted = carried and carried.points
+    same, wanted = (aligned.same, aligned.carried.points) if aligned else (None, None)
     solid = torch.cat((scene.points, same.points)) if same else scene.points
+    physics, weights = (demonstration, hand, solid, scene.table), config.weights
     energies = [
-        grasp_energy(
-            *(demonstration, solid, scene.table, hand, (stage.baked and baked) or field_here, goal),
-            *(stage, config.weights, wanted),
-        )
+        grasp_energy(*physics, (stage.baked and baked) or field_here, goal, stage, weights, wanted)
         for stage in config.stages
     ]
     rounds = _halve(hand, energies, config.stages, beta, still, progress=progress)
@@ -210,18 +202,47 @@ def transfer_grasp(
     choice = judge(hand.clamp(last.final[finalists]).cpu(), same) if judge else 0
     grasp = _report(hand, energies[-1], rounds, int(finalists[choice]), demonstration, scene, model, config, here)
     found = {"similarity": {"demonstration": shown.similarity, "target": here.similarity}}
-    if alignment is not None:
-        carried_itself = bool(still[alive[finalists[choice]]])
-        found["alignment"] = {"cost": alignment.cost, "scale": alignment.scale, "carried": carried_itself}
-        found["alignment"]["same_object"] = same is not None
+    if aligned:
+        found["alignment"] = aligned.report(carried=bool(still[alive[finalists[choice]]]))
     return replace(grasp, provenance={**grasp.provenance, **found})
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Where the shown object lies here."""
+
+    alignment: Registration
+    same: Recognized | None
+    """If it is the very same object."""
+    carried: Carried
+    """The hand that it carries along."""
+    hands: tuple[Float[Tensor, "d"], ...]
+    """Those that are judged as they are: the carried one, and of the very same object the one that was shown."""
+
+    def report(self, *, carried: bool) -> dict[str, float | bool]:
+        """What the grasp says about it; `carried` if the chosen hand is one of `hands`."""
+        found = {"cost": self.alignment.cost, "scale": self.alignment.scale}
+        return {**found, "carried": carried, "same_object": self.same is not None}
+
+
+def _align(
+    demonstration: Demonstration, hand: Hand, shown: Scene, here: Scene, scene: Scene, config: RegistrationConfig
+) -> _Aligned:
+    """Lay the shown object upon what is attended, and carry the hand along."""
+    alignment = register(shown, here, config)
+    same = recognize(alignment, shown, here, scene)
+    if same is None:
+        carried = carry(demonstration, hand, alignment, shown, here)
+        return _Aligned(alignment, None, carried, (carried.beta,))
+    carried = carry(demonstration, hand, same.alignment, shown, same.completed(here))
+    return _Aligned(same.alignment, same, carried, (carried.beta, moved(demonstration, hand, same.alignment)))
 
 
 def grasp_energy(
     demonstration: Demonstration,
+    hand: Hand,
     solid: Float[Tensor, "n 3"],
     table: Plane | None,
-    hand: Hand,
     field_here: Field,
     goal: Float[Tensor, "q c"],
     stage: Stage,

@@ -34,7 +34,7 @@ def exact_energy(
     goal = model.build(shown.scene, geometry=config.geometry)(demonstration.query_points(hand))
     field = model.build(here.scene, geometry=config.geometry)
     everything = Stage(1, 0, len(demonstration.points.link), len(scene.points), False)
-    energy = grasp_energy(demonstration, scene.points, scene.table, hand, field, goal, everything, config.weights)
+    energy = grasp_energy(demonstration, hand, scene.points, scene.table, field, goal, everything, config.weights)
     with torch.no_grad():
         total, _ = energy(beta[None])
     return float(total)

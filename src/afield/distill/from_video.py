@@ -182,12 +182,7 @@ def distill_video(
         AfieldError: a stage cannot go on; the sentence names it and says what would help.
     """
     config, parts = config or DistillConfig(), {} if parts is None else parts
-    if not narration.strip():
-        raise AfieldError(
-            "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
-        )
-    video, sensed = read_recording(source, longest=config.longest, most=config.frames, progress=progress)
-    _check_inputs(video, config)
+    video, sensed = _read(source, narration, config, progress)
     run = Runner(Path(out), start, fingerprint(source, narration, config), progress=progress)
     run.note(video)
     parts["video"] = video
@@ -225,9 +220,7 @@ def distill_video(
     )
     own = posed_views(video, cameras, depth, masks.masks, narration)
     observation, labels, basis = run.stage(
-        "views",
-        load_labels,
-        save_labels,
+        *("views", load_labels, save_labels),
         lambda: _views(own, video, cameras, tracks, contact, config, backwards, progress),
     )
     parts["observation"], parts["labels"] = observation, labels
@@ -235,9 +228,7 @@ def distill_video(
     if stop == "fit":
         checkpoint = Path(out) / "stages" / ".fit"
         skill = parts["skill"] = run.stage(
-            "fit",
-            Skill.load,
-            Skill.save,
+            *("fit", Skill.load, Skill.save),
             lambda: make_skill(observation, labels, basis, narration, config, checkpoint=checkpoint, progress=progress),
         )
     return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, skill, backwards)
@@ -333,6 +324,21 @@ def _depends(stage: str) -> tuple[str, ...]:
         "views": ("views", "extractor", "horizon", "narration"),
         "fit": ("fit",),
     }[stage]
+
+
+def _read(source: Path, narration: str, config: DistillConfig, progress: bool) -> tuple[Video, Sensed | None]:
+    """The video, and what an RGB-D recording brings along.
+
+    Raises:
+        AfieldError: it cannot be read, or something else that was given does not fit.
+    """
+    if not narration.strip():
+        raise AfieldError(
+            "The narration is empty; say what is done in the video, e.g. --narration 'open the microwave'."
+        )
+    video, sensed = read_recording(source, longest=config.longest, most=config.frames, progress=progress)
+    _check_inputs(video, config)
+    return video, sensed
 
 
 def _check_inputs(video: Video, config: DistillConfig) -> None:

@@ -200,8 +200,8 @@ def between_planes(
     return inverse[plane] + offset * (inverse[1] - inverse[0])
 
 
-WITH_TORCHVISION = ("depth_pro", "zoedepth")
-"""Metric models whose pictures `transformers` prepares with torchvision."""
+METRIC = ("depth_pro", "zoedepth")
+"""Kinds of models that always answer in metres; `transformers` prepares and finishes their pictures with torchvision."""
 
 
 class TransformersDepth:
@@ -218,12 +218,12 @@ class TransformersDepth:
         except ImportError as error:
             raise AfieldError("Depth networks need transformers: pip install 'afield[transformers]'.") from error
         config = _on_disk(AutoConfig, model)
-        if config.model_type in WITH_TORCHVISION and find_spec("torchvision") is None:
+        if config.model_type in METRIC and find_spec("torchvision") is None:
             raise AfieldError(f"The depth model '{model}' also needs torchvision: pip install torchvision.")
         self._processor = _on_disk(AutoImageProcessor, model)
         self._model = _on_disk(AutoModelForDepthEstimation, model).eval()
         kind = getattr(config, "depth_estimation_type", None)
-        self.metric = kind == "metric" or config.model_type in WITH_TORCHVISION
+        self.metric = kind == "metric" or config.model_type in METRIC
 
     @torch.no_grad()
     def estimate(self, color: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w"]:

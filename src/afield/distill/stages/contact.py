@@ -148,14 +148,13 @@ def find_release(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset
     place = hand_place(path, hands, tracks, onset)
     known = _found(hands, place, still - 1)
     rest = known[known <= still + SOON]
-    known = known if len(rest) else rest
-    away = _away_from(place, known, rest)
-    last = int(np.flatnonzero(hands.state > 0).max())
-    # After a motion the hand's place upon the part is known less well than before it.
-    left = np.flatnonzero((away > 2 * _stays(hands, known)) & (known > still))
-    end = last if len(known) else still
-    if len(left):
-        end = int(known[left[0] - 1]) if left[0] > 0 else still
+    end = still
+    if len(rest):
+        # After a motion the hand's place upon the part is known less well than before it.
+        left = np.flatnonzero((_away_from(place, known, rest) > 2 * _stays(hands, known)) & (known > still))
+        end = int(np.flatnonzero(hands.state > 0).max())
+        if len(left):
+            end = int(known[left[0] - 1]) if left[0] > 0 else still
     return min(max(end, onset + 2), len(path) - 1)
 
 
