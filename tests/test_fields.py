@@ -236,6 +236,21 @@ def test_baked_field_is_exact_on_its_grid_and_close_between() -> None:
     torch.testing.assert_close(baked(outside), baked(baked.low), rtol=1e-4, atol=1e-5)
 
 
+def test_baked_field_looks_up_what_grid_sample_does() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values, low, high = torch.randn(5, 6, 7, 3, generator=generator), torch.zeros(3), torch.tensor([0.6, 0.5, 0.4])
+    points = torch.rand(200, 3, generator=generator) * 0.9 - 0.1
+    assert bool((points < low).any()) and bool((points > high).any())
+    slow, fast = points.clone().requires_grad_(), points.clone().requires_grad_()
+    expected = reference.look_up(values, low, high, slow)
+    found = BakedField(values, low, high)(fast)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(200, 3, generator=generator)
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    torch.testing.assert_close(fast.grad, slow.grad, rtol=1e-3, atol=1e-3)
+
+
 def test_baking_refuses_a_scene_that_does_not_fit() -> None:
     scene = make_scene()
     huge = replace(scene, points=scene.points * 100)

@@ -35,7 +35,8 @@ class HandState:
     def of(cls, hand: Hand, points: HandPoints, beta: Float[Tensor, "s d"]) -> HandState:
         """Pose the hand's query points and keypoints."""
         _, joints = hand.split(beta)
-        return cls(hand, beta, hand.place(points, beta), hand.place(hand.keypoints, beta), joints)
+        links = hand.link_poses(beta)
+        return cls(hand, beta, points.on(links), hand.keypoints.on(links), joints)
 
 
 @runtime_checkable

@@ -164,8 +164,7 @@ class Hand:
 
     def place(self, points: HandPoints, beta: Float[Tensor, "*b d"]) -> Float[Tensor, "*b q 3"]:
         """Points of the hand in the world, for every configuration."""
-        pose = self.link_poses(beta)[..., points.link, :3, :]
-        return (pose[..., :3] * points.points_link[:, None]).sum(dim=-1) + pose[..., 3]
+        return points.on(self.link_poses(beta))
 
     def signed_distance(
         self, beta: Float[Tensor, "*b d"], points_world: Float[Tensor, "*c n 3"]

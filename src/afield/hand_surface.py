@@ -30,6 +30,11 @@ class HandPoints:
     normals_link: Float[Tensor, "q 3"]
     """Unit outward normals of the hand's surface; zero for points inside the hand."""
 
+    def on(self, links: Float[Tensor, "*b l 4 4"]) -> Float[Tensor, "*b q 3"]:
+        """The points in the frame in which the poses of all links are given."""
+        pose = links[..., self.link, :3, :]
+        return (pose[..., :3] * self.points_link[:, None]).sum(dim=-1) + pose[..., 3]
+
 
 def sample_surface(
     hand: HandModel,

@@ -2,9 +2,10 @@
 
 Three ways to do the same step, forward and backward, of the feature energy (Eq. 7): the fast attention field, the
 literal evaluation of Eq. 3 (`fields/reference.py`), and SparseDFF's interpolation (Eq. 2 with one dense tensor of
-differences between all query and all scene points, as in its released code). They take turns in one process on one
-thread. The least time of each counts, in seconds of the processor: on a quiet machine these are the seconds of the
-clock, and on a busy one the other programs do not count.
+differences between all query and all scene points, as in its released code). And two ways to look a baked field up
+instead: `BakedField`, and `grid_sample`. They take turns in one process on one thread. The least time of each counts, in
+seconds of the processor: on a quiet machine these are the seconds of the clock, and on a busy one the other programs do
+not count.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from afield.fields import reference
 from afield.fields.attention import AttentionConfig, AttentionField, Decoder
+from afield.fields.baked import BakedField
 from afield.scene import FeatureSource, Scene
 
 Step = Callable[[Float[Tensor, "s q 3"]], Float[Tensor, "s q c"]]
@@ -36,7 +38,7 @@ def run(
     *,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Time one energy step of the three ways.
+    """Time one energy step of every way.
 
     Args:
         points: of the scene.
@@ -49,8 +51,9 @@ def run(
         progress: show a progress bar.
 
     Returns:
-        `speedup_over_naive`, `speedup_over_sparsedff`; `max_relative_difference` to the naive evaluation, of energies,
-        features and gradients, each relative to its largest value; seconds per step, and what was counted.
+        `speedup_over_naive`, `speedup_over_sparsedff`, `speedup_of_lookup_over_grid_sample`; `max_relative_difference` to
+        the naive evaluation, of energies, features and gradients, each relative to its largest value; seconds per step, and
+        what was counted.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -73,6 +76,10 @@ def _measure(
         "naive": lambda x: _flat(lambda q: reference.attend(decoder, scene.points, scene.features, q), x),
         "sparsedff": lambda x: _flat(lambda q: dense_interpolation(scene, q), x),
     }
+    low, high = scene.points.amin(dim=0) - 0.1, scene.points.amax(dim=0) + 0.1
+    values = torch.randn(*((high - low) / 0.01).ceil().long().flip(0).tolist(), channels, generator=generator)
+    ways["baked"] = BakedField(values, low, high)
+    ways["grid_sample"] = lambda x: _flat(lambda q: reference.look_up(values, low, high, q), x)
     seconds = dict.fromkeys(ways, float("inf"))
     # The first round warms up: libraries initialize, and the field allocates its buffers.
     for turn in tqdm(range(repeats + 1), desc="bench field", unit="round", disable=not progress):
@@ -85,6 +92,7 @@ def _measure(
     return {
         "speedup_over_naive": round(seconds["naive"] / seconds["attention"], 2),
         "speedup_over_sparsedff": round(seconds["sparsedff"] / seconds["attention"], 2),
+        "speedup_of_lookup_over_grid_sample": round(seconds["grid_sample"] / seconds["baked"], 2),
         "max_relative_difference": max(differences.values()),
         "relative_difference": differences,
         "seconds": {name: round(value, 4) for name, value in seconds.items()},

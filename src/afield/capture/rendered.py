@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from afield.capture.objects import TABLE_GROUP, PlacedObject, body_pose
-from afield.capture.room import RenderConfig, corner_cameras, settle
+from afield.capture.room import RenderConfig, Room, corner_cameras, settle
 from afield.errors import AfieldError
 from afield.observation import Observation, View
 
@@ -47,7 +47,22 @@ def render_capture(
         Four views "camera0" to "camera3", world frame at the table center, z up, the table top at height 0.
     """
     config = config or RenderConfig()
-    room = settle(objects, config)
+    return photograph(
+        name, settle(objects, config), objects, config, target=target, masks=masks, relative_to=relative_to
+    )
+
+
+def photograph(
+    name: str,
+    room: Room,
+    objects: Sequence[PlacedObject],
+    config: RenderConfig,
+    *,
+    target: int = 0,
+    masks: bool = False,
+    relative_to: Path | None = None,
+) -> Observation:
+    """The second half of `render_capture`: the pictures of `objects` that are at rest in `room`."""
     model, data, names = room.model, room.data, room.names
     poses = [body_pose(data, body) for body in names]
     target_body = model.body(names[target]).id
@@ -117,7 +132,8 @@ def _photograph(
     lamp.pos[:] = home
     mujoco.mj_forward(model, data)
     color = np.clip(np.round(total / len(lamps)), 0, 255).astype(np.uint8)
-    _, depth, geoms = shoot(renderer, model, data, f"camera{index}", option)
+    renderer.update_scene(data, f"camera{index}", option)
+    depth, geoms = _measure(renderer, model)
     return color, depth, bodies_of(model, geoms)
 
 
@@ -139,6 +155,13 @@ def shoot(
     """
     renderer.update_scene(data, camera, option or mujoco.MjvOption())
     color = renderer.render().copy()
+    return color, *_measure(renderer, model)
+
+
+def _measure(
+    renderer: mujoco.Renderer, model: mujoco.MjModel
+) -> tuple[Float[np.ndarray, "h w"], Int[np.ndarray, "h w"]]:
+    """Depth and geoms of what the renderer was told last to show."""
     renderer.enable_depth_rendering()
     depth = renderer.render().copy()
     renderer.disable_depth_rendering()
@@ -146,7 +169,7 @@ def shoot(
     geoms = renderer.render()[..., 0].copy()
     renderer.disable_segmentation_rendering()
     seen = (geoms >= 0) & (depth < model.vis.map.zfar * model.stat.extent * 0.99)
-    return color, np.where(seen, depth, 0).astype(np.float32), geoms
+    return np.where(seen, depth, 0).astype(np.float32), geoms
 
 
 def bodies_of(model: mujoco.MjModel, geoms: Int[np.ndarray, "h w"]) -> Int[np.ndarray, "h w"]:

@@ -18,9 +18,14 @@ MOST_CELLS = 2_000_000
 class BakedField:
     """Trilinear look-ups in a grid of another field's features; outside the grid its border values hold."""
 
-    def __init__(self, values: Float[Tensor, "c z y x"], low: Float[Tensor, "3"], high: Float[Tensor, "3"]) -> None:
+    def __init__(self, values: Float[Tensor, "z y x c"], low: Float[Tensor, "3"], high: Float[Tensor, "3"]) -> None:
         self.values, self.low, self.high = values, low, high
-        self.channels = values.shape[0]
+        self.channels = values.shape[-1]
+        depth, height, width = values.shape[:3]
+        self._last = torch.tensor([width, height, depth], device=low.device) - 1
+        self._stride = torch.tensor([1, width, height * width], device=low.device)
+        corners = [(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
+        self._corners = torch.tensor(corners, device=low.device) @ self._stride
 
     @classmethod
     @torch.no_grad()
@@ -49,13 +54,20 @@ class BakedField:
         z, y, x = torch.meshgrid(axes[2], axes[1], axes[0], indexing="ij")
         grid = torch.stack((x, y, z), dim=-1).reshape(-1, 3)
         values = torch.cat([field(chunk) for chunk in grid.split(4096)])
-        shape = (int(counts[2]), int(counts[1]), int(counts[0]), field.channels)
-        return cls(values.reshape(shape).permute(3, 0, 1, 2).contiguous(), low, high)
+        return cls(values.reshape(int(counts[2]), int(counts[1]), int(counts[0]), field.channels), low, high)
 
     def __call__(self, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch c"]:
-        """Interpolated features at world points."""
-        inner = (points.reshape(-1, 3) - self.low) / (self.high - self.low) * 2 - 1
-        found = functional.grid_sample(
-            self.values[None], inner[None, None, None], mode="bilinear", padding_mode="border", align_corners=True
-        )
-        return found[0, :, 0, 0].T.reshape(*points.shape[:-1], self.channels)
+        """Interpolated features at world points, differentiable in the points.
+
+        The same as `torch.nn.functional.grid_sample`, but channels lie side by side in memory and the eight corners of a
+        cell are fetched and summed by one `embedding_bag`, which is several times faster (`afield bench field`).
+        """
+        place = (points.reshape(-1, 3) - self.low) * (self._last / (self.high - self.low))
+        place = place.clamp_min(0).minimum(self._last.to(place))
+        cell = place.detach().long().minimum(self._last - 1)
+        far = place - cell
+        x, y, z = torch.stack((1 - far, far), dim=-1).unbind(dim=1)
+        weight = (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
+        index = (cell @ self._stride)[:, None] + self._corners
+        found = functional.embedding_bag(index, self.values.flatten(0, 2), per_sample_weights=weight, mode="sum")
+        return found.reshape(*points.shape[:-1], self.channels)

@@ -41,3 +41,14 @@ def attend(
     else:
         logits = query @ key.T / math.sqrt(decoder.config.width) - decoder.sharpness * squared.log()
     return logits.softmax(dim=-1) @ features
+
+
+def look_up(
+    values: Float[Tensor, "z y x c"], low: Float[Tensor, "3"], high: Float[Tensor, "3"], queries: Float[Tensor, "q 3"]
+) -> Float[Tensor, "q c"]:
+    """Trilinear interpolation in a grid whose outermost points are at `low` and `high`; its border holds outside."""
+    inner = (queries - low) / (high - low) * 2 - 1
+    found = torch.nn.functional.grid_sample(
+        values.permute(3, 0, 1, 2)[None], inner[None, None, None], padding_mode="border", align_corners=True
+    )
+    return found[0, :, 0, 0].T

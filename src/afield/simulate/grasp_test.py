@@ -225,6 +225,7 @@ class _Episode:
         joints = hand_joint_ids(model, hand)
         self.qpos = model.jnt_qposadr[joints]
         self.controls = np.array([model.actuator(f"hand/{name}").id for name in hand.joint_names])
+        self.mocap = int(model.body(MOCAP).mocapid[0])
         self.hand_geoms = [
             g for g in range(model.ngeom) if model.body(int(model.geom_bodyid[g])).name.startswith("hand/")
         ]
@@ -327,8 +328,7 @@ class _Episode:
         self._aim(pose, beta[9:].numpy())
 
     def _aim(self, pose: Float[np.ndarray, "7"], joints: Float[np.ndarray, "j"]) -> None:
-        mocap = int(self.model.body(MOCAP).mocapid[0])
-        self.data.mocap_pos[mocap], self.data.mocap_quat[mocap] = pose[:3], pose[3:]
+        self.data.mocap_pos[self.mocap], self.data.mocap_quat[self.mocap] = pose[:3], pose[3:]
         self.data.ctrl[self.controls] = joints
 
     def _move(self, start: Float[Tensor, "d"], goal: Float[Tensor, "d"], seconds: float) -> None:
@@ -337,12 +337,13 @@ class _Episode:
         if float(first[3:] @ last[3:]) < 0:
             last[3:] *= -1
         steps = round(seconds / self.model.opt.timestep)
-        for step in range(steps):
-            share = (step + 1) / steps
-            share = share * share * (3 - 2 * share)
-            pose = first + share * (last - first)
-            pose[3:] /= np.linalg.norm(pose[3:])
-            self._aim(pose, (start[9:] + share * (goal[9:] - start[9:])).numpy())
+        share = np.arange(1, steps + 1)[:, None] / steps
+        share = share * share * (3 - 2 * share)
+        poses = first + share * (last - first)
+        poses[:, 3:] /= np.linalg.norm(poses[:, 3:], axis=-1, keepdims=True)
+        joints = (start[9:] + torch.from_numpy(share).to(start) * (goal[9:] - start[9:])).numpy()
+        for step, (pose, angles) in enumerate(zip(poses, joints, strict=True)):
+            self._aim(pose, angles)
             mujoco.mj_step(self.model, self.data)
             self._record(step)
 

@@ -22,10 +22,10 @@ from afield.artifacts import read_json, write_json
 from afield.attend import GLANCE, RESIZED, unlikeness
 from afield.benchmark.grasp.manifest import BenchObject, Manifest, Row, read_manifest
 from afield.benchmark.grasp.methods import METHODS
-from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene
+from afield.benchmark.grasp.scenes import STAND_HEIGHT, SceneSpec, render_scene, world_of
 from afield.benchmark.grasp.trial import TEST, Setting, run_trial
 from afield.capture import read_capture
-from afield.capture.objects import PlacedObject, body_pose
+from afield.capture.objects import PlacedObject
 from afield.capture.room import RenderConfig, settle
 from afield.demonstration import Demonstration, demonstrate
 from afield.geometry import matrix_to_quat_wxyz, pose_from, quat_wxyz_to_matrix
@@ -35,7 +35,6 @@ from afield.pretrain import FieldModel, train_field
 from afield.scene import Scene
 from afield.simulate import World, world_from_capture
 from afield.simulate.rehearse import STRICT
-from afield.simulate.world import WorldObject
 from afield.synthesis import SynthesisConfig, find_part, synthesize_grasp
 
 HAND, EXTRACTOR = "shadow", "dinov2-s-embedded"
@@ -200,10 +199,8 @@ def demonstration_file(bench: Bench, name: str, part: str) -> Path:
 
 def upright_world(thing: BenchObject) -> World:
     """The object alone at rest on the table, or on its post."""
-    room = settle([PlacedObject(thing.folder, stand=STAND_HEIGHT if thing.stand else 0.0)], RenderConfig())
-    mass = float(read_json(thing.folder / "object.json")["mass"])
-    placed = WorldObject(room.names[0], body_pose(room.data, room.names[0]), mass, thing.folder)
-    return World((placed,), 0.0, placed.name, "known", tuple(room.stands))
+    placed = [PlacedObject(thing.folder, stand=STAND_HEIGHT if thing.stand else 0.0)]
+    return world_of(settle(placed, RenderConfig()), placed)
 
 
 def load_demonstration(bench: Bench, row: Row, hand: Hand) -> Demonstration:

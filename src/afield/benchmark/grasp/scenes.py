@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy.spatial import KDTree
+from torch import Tensor
 
-from afield.artifacts import check_replaceable
+from afield.artifacts import check_replaceable, read_json
 from afield.benchmark.grasp.manifest import BenchObject
 from afield.capture.folder import write_capture
-from afield.capture.objects import PlacedObject
-from afield.capture.rendered import render_capture
-from afield.capture.room import RenderConfig, settle
+from afield.capture.objects import PlacedObject, body_pose
+from afield.capture.rendered import photograph
+from afield.capture.room import RenderConfig, Room, settle
 from afield.errors import AfieldError
 from afield.observation import Observation
-from afield.simulate import World, world_from_capture
+from afield.simulate import World
+from afield.simulate.world import WorldObject
 from afield.synthesis import find_part
 
 STAND_HEIGHT = 0.075
@@ -65,11 +68,14 @@ def render_scene(spec: SceneSpec, objects: Mapping[str, BenchObject], folder: Pa
     for _ in range(TRIES):
         placed = arrange(spec, objects, generator)
         try:
-            settle(placed, RENDER)
+            room = settle(placed, RENDER)
         except AfieldError:
             continue
-        observation = render_capture(spec.name, placed, RENDER, masks=not spec.context)
-        if spec.part is None or reachable(observation, spec.part):
+        part = None if spec.part is None else find_part(world_of(room, placed), spec.part)
+        if part is not None and float(part.points[part.inside][:, 2].mean()) < CLEARANCE:
+            continue  # most are; pictures take ten times as long as falling
+        observation = photograph(spec.name, room, placed, RENDER, masks=not spec.context)
+        if part is None or share_seen(part.points[part.inside], observation) >= SEEN:
             write_capture(observation, folder)
             return
     raise AfieldError(f"No arrangement of {TRIES} shows the part '{spec.part}' of '{spec.target}' within reach.")
@@ -97,13 +103,20 @@ def arrange(spec: SceneSpec, objects: Mapping[str, BenchObject], generator: np.r
     return placed
 
 
-def reachable(observation: Observation, part: str) -> bool:
-    """The part's middle is well above the table and enough of its surface is seen."""
-    surface = find_part(world_from_capture(observation), part)
-    points = surface.points[surface.inside]
-    if float(points[:, 2].mean()) < CLEARANCE:
-        return False
-    seen = torch.zeros(len(points), dtype=torch.bool)
+def world_of(room: Room, placed: Sequence[PlacedObject]) -> World:
+    """The settled objects as a world, the first of them the target."""
+    objects = tuple(
+        WorldObject(
+            name, body_pose(room.data, name), float(read_json(thing.folder / "object.json")["mass"]), thing.folder
+        )
+        for name, thing in zip(room.names, placed, strict=True)
+    )
+    return World(objects, 0.0, room.names[0], "known", tuple(room.stands))
+
+
+def share_seen(points: Float[Tensor, "n 3"], observation: Observation) -> float:
+    """The share of the points, metres, world, that some camera sees."""
+    found = torch.zeros(len(points), dtype=torch.bool)
     for view in observation.views:
         pixel, depth = view.camera.project(points)
         column, row = pixel[:, 0].round().long(), pixel[:, 1].round().long()
@@ -111,8 +124,8 @@ def reachable(observation: Observation, part: str) -> bool:
         measured = torch.from_numpy(view.depth)[
             row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)
         ]
-        seen |= inside & ((measured - depth).abs() < 0.01)
-    return float(seen.float().mean()) >= SEEN
+        found |= inside & ((measured - depth).abs() < 0.01)
+    return float(found.float().mean())
 
 
 def target_points(world: World, points: torch.Tensor, reach: float = 0.006) -> torch.Tensor:
