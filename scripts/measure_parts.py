@@ -7,9 +7,11 @@ On the true points of the target of every dev row's scenes. Two figures for each
 descriptor points out lies on the part (within 1 cm, as the benchmark counts contacts).
 
 - features: the score is the mean cosine to the five most similar points near the demonstrated hand, the place is the
-  middle of the best 30 points. `--layer` and `--span` describe the scenes anew, `--turns 4` averages over crops that are
-  turned by quarter turns.
-- alignment: the score is the distance to the carried region, the place is the carried middle of the demonstrated part.
+  middle of the best 30 points. `--layers` and `--span` describe the scenes anew (several blocks are joined), `--turns 4`
+  averages over crops that are turned by quarter turns.
+- local shape: the same with how points spread around each point, within several radii, instead of features; and joined.
+- alignment: the score is the distance to the carried region, the place is the carried middle of the demonstrated part. Also
+  with local shape as features, and with the better of the shown object and its mirror image.
 """
 
 from __future__ import annotations
@@ -71,11 +73,24 @@ class Turned:
         return total
 
 
+class Joined:
+    """Several blocks of one extractor, each of unit length, side by side."""
+
+    def __init__(self, layers: Sequence[int]) -> None:
+        self.inner = [extractor_by_name("dinov2-s-embedded", layer) for layer in layers]
+        self.name, self.layer = f"blocks {layers}", layers[0]
+        self.resolution, self.channels = self.inner[0].resolution, sum(inner.channels for inner in self.inner)
+
+    def __call__(self, images: UInt8[np.ndarray, "b h w 3"]) -> Float[Tensor, "b rows columns c"]:
+        """The joined tokens."""
+        return torch.cat([torch.nn.functional.normalize(inner(images), dim=-1) for inner in self.inner], dim=-1)
+
+
 def main(
     out: Path = Path("runs/bench_grasp"),
     trials: int = 2,
     split: str = "dev",
-    layer: int = 10,
+    layers: tuple[int, ...] = (10,),
     span: float = 0.45,
     turns: int = 1,
     weights: tuple[float, ...] = (0.0, 0.1, 0.3, 1.0),
@@ -86,7 +101,7 @@ def main(
         out: work folder of the benchmark.
         trials: scenes per row.
         split: of the manifest; descriptors are chosen on dev.
-        layer: block of the features.
+        layers: blocks of the features.
         span: side of the feature crops in metres.
         turns: 1, or 4 to average over quarter turns.
         weights: of the features in the alignment.
@@ -98,9 +113,9 @@ def main(
         specs |= {prepare.trial_scene(bench, row, n): None for row in rows for n in range(trials)}
         for spec in tqdm(specs, desc="scenes"):
             pool.submit(prepare.make_scene, bench, spec).result()
-    inner = extractor_by_name("dinov2-s-embedded", layer)
+    inner = extractor_by_name("dinov2-s-embedded", layers[0]) if len(layers) == 1 else Joined(layers)
     extractor = inner if turns == 1 else Turned(inner, turns)
-    given = (layer, span, turns) == (10, 0.45, 1)
+    given = (layers, span, turns) == ((10,), 0.45, 1)
     found: dict[str, list[tuple[int, float, float]]] = {}
     for case in _cases(bench, rows, trials, None if given else (extractor, span)):
         for name, (value, hit) in _figures(bench, case, weights).items():
@@ -152,17 +167,65 @@ def _figures(bench: Bench, case: Case, weights: Sequence[float]) -> dict[str, tu
 
     figures = {}
     centered = center_features(shown), center_features(target)
-    for name, (one, two) in {"features": (shown, target), "centered features": centered}.items():
+    formed = tuple(replace(scene, features=local_shape(scene)) for scene in (shown, target))
+    joined = tuple(
+        replace(scene, features=torch.cat((scene.features, form.features), dim=-1) / 2**0.5)
+        for scene, form in zip(centered, formed, strict=True)
+    )
+    pairs = {"features": (shown, target), "centered features": centered, "local shape": formed, "both": joined}
+    for name, (one, two) in pairs.items():
         score = (two.features @ one.features[region].T).topk(5, dim=-1).values.mean(dim=-1)
         place = two.points[score.topk(30).indices].mean(dim=0)
         figures[name] = (area_under_curve(score, case.on_part), hits(place))
     center = torch.tensor(objects[case.row.demo[0]].parts[case.row.demo[1]]["center"])
     middle = case.T_world_demo[:3, :3] @ center + case.T_world_demo[:3, 3]
-    for weight in weights:
-        found = register(*centered, RegistrationConfig(features=weight))
-        score = -torch.cdist(target.points, found.carry(shown.points[region])).amin(dim=-1)
-        figures[f"alignment, features {weight:g}"] = (area_under_curve(score, case.on_part), hits(found.carry(middle)))
+    for name, pair in {"features": centered, "local shape": formed, "both": joined}.items():
+        for weight in weights:
+            found = register(*pair, RegistrationConfig(features=weight))
+            score = -torch.cdist(target.points, found.carry(shown.points[region])).amin(dim=-1)
+            figures[f"alignment, {name} {weight:g}"] = (
+                area_under_curve(score, case.on_part),
+                hits(found.carry(middle)),
+            )
+    mirror = torch.tensor([-1.0, 1.0, 1.0])
+    image = replace(centered[0], points=centered[0].points * mirror)
+    plain, mirrored = register(*centered), register(image, centered[1])
+    turn = torch.ones(3) if plain.cost <= mirrored.cost else mirror
+    found = min(plain, mirrored, key=lambda one: one.cost)
+    score = -torch.cdist(target.points, found.carry(shown.points[region] * turn)).amin(dim=-1)
+    figures["alignment, or of its mirror image"] = (
+        area_under_curve(score, case.on_part),
+        hits(found.carry(middle * turn)),
+    )
     return figures
+
+
+RADII = 0.2, 0.4, 0.8, 1.2
+"""Around every point, in units of the object's size (root mean square from its middle)."""
+
+
+def local_shape(scene: Scene) -> Float[Tensor, "n c"]:
+    """How points spread around each point: unit descriptors that neither place, turn nor size changes.
+
+    For each radius: the share of the object's points within it, how far their middle lies below the surface and aside, and
+    the three eigenvalues of their spread; less the mean and divided by the deviation over the object.
+    """
+    points = scene.points
+    size = float((points - points.mean(dim=0)).square().sum(dim=-1).mean().sqrt())
+    distance, columns = torch.cdist(points, points) / size, []
+    for radius in RADII:
+        near = (distance < radius).float()
+        share = near / near.sum(dim=1, keepdim=True)
+        middle = share @ points
+        offset = (middle - points) / (size * radius)
+        below = (offset * scene.normals).sum(dim=-1)
+        moment = (share @ (points[:, :, None] * points[:, None]).flatten(1)).unflatten(-1, (3, 3))
+        spread = (moment - middle[:, :, None] * middle[:, None]) / (size * radius) ** 2
+        values = torch.linalg.eigvalsh(spread).clamp_min(0).sqrt()
+        columns += [near.mean(dim=1), below, (offset.square().sum(dim=-1) - below**2).clamp_min(0).sqrt(), *values.T]
+    found = torch.stack(columns, dim=-1)
+    found = (found - found.mean(dim=0)) / found.std(dim=0).clamp_min(1e-6)
+    return torch.nn.functional.normalize(found, dim=-1)
 
 
 def area_under_curve(score: Float[Tensor, "n"], positive: Bool[Tensor, "n"]) -> float:

@@ -5,7 +5,9 @@
 For the rows in which the very same object is shown and met: the hand is moved exactly as the object was, by the true poses,
 and tested in physics. Whatever neighbours and the table are in the way then, and how firm the grasp was in the first place,
 is what a transfer has to make up for. Beside it: how far the shown points are from where they belong (mean, in millimetres)
-by the alignment of both objects with their raw features, and by recognition of the very same object.
+by the alignment of both objects with their raw features, and by recognition of the very same object. For all rows: how near
+the shown points come to what is seen (`recognition.settle`), in their own spacings, by which the same objects are told from
+others.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from afield.capture.opengl import drawing_pool
 from afield.carry import moved
 from afield.fields.prepare import best_instance, center_features, relevance
 from afield.fields.registration import Registration, register
-from afield.recognition import Recognized, recognize
+from afield.recognition import SHAPE, Recognized, recognize, settle
+from afield.scene import Scene
 from afield.simulate import World, simulate_grasp, world_from_capture
 
 
@@ -41,13 +44,18 @@ def main(out: Path = Path("runs/bench_grasp"), split: str = "test", trials: int 
         trials: scenes per row.
     """
     bench = Bench(SHIPPED, out.resolve())
-    rows = [row for row in bench.manifest().rows[split] if row.demo == row.test]
+    rows = bench.manifest().rows[split]
     with drawing_pool(1) as pool:
         specs = {prepare.demo_scene(row): None for row in rows}
         specs |= {prepare.trial_scene(bench, row, n): None for row in rows for n in range(trials)}
         for spec in tqdm(specs, desc="scenes"):
             pool.submit(prepare.make_scene, bench, spec).result()
     for row in rows:
+        apart = [nearness(setting_of(bench, row, trial)) for trial in tqdm(range(trials), desc=row.name, leave=False)]
+        print(f"{row.name}: shown points within {spread(apart, 2)} of their spacings from half of what is seen")
+    for row in rows:
+        if row.demo != row.test:
+            continue
         shown = target_pose(world_from_capture(read_capture(bench.scene_folder(prepare.demo_scene(row)) / "capture")))
         found, aligned, recognized = [], [], []
         for trial in tqdm(range(trials), desc=row.name, leave=False):
@@ -72,21 +80,34 @@ def main(out: Path = Path("runs/bench_grasp"), split: str = "test", trials: int 
 
 def place_found(setting: Setting) -> tuple[Registration, Recognized | None]:
     """Where the alignment with features puts the shown object, and where recognition does."""
+    shown, here = attended(setting)
+    first = register(shown, here)
+    return first, recognize(first, shown, here, setting.scene)
+
+
+def nearness(setting: Setting) -> float:
+    """What `recognition.SAME` is compared with."""
+    shown, here = attended(setting)
+    return min(settle(register(shown, here, config), shown, here)[1] for config in (None, SHAPE))
+
+
+def attended(setting: Setting) -> tuple[Scene, Scene]:
+    """The instances that the gate looks at, in the demonstration and here."""
     demonstration, scene = setting.demonstration, setting.scene
     wanted = demonstration.scene.features[demonstration.region(setting.hand)]
     shown, here = (
         center_features(either.select(best_instance(either, relevance(either, wanted))[0]))
         for either in (demonstration.scene, scene)
     )
-    first = register(shown, here)
-    return first, recognize(first, shown, here, scene)
+    return shown, here
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], digits: int = 1) -> str:
     """Median, least and most."""
     if not values:
         return "-"
-    return f"{sorted(values)[len(values) // 2]:.1f} ({min(values):.1f} to {max(values):.1f})"
+    middle = sorted(values)[len(values) // 2]
+    return f"{middle:.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def target_pose(world: World) -> Float[Tensor, "4 4"]:

@@ -7,6 +7,7 @@ seen sides of it that are hidden in the target scene, which the hand must keep o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +26,8 @@ ROUNDS = 30
 NEAR = 0.02, 0.004
 """Matches this many metres apart count 1/e, in the first and in the last round; what one side does not show is matched too."""
 SAME = 1.0
-"""Half of what is seen lies nearer to the shown points than so many times their spacing: .6 to .7 if it is the same object, 1.4
-and more for others."""
+"""Half of what is seen lies nearer to the shown points than so many times their spacing, if it is the same object;
+`scripts/measure_repetition.py` prints it for the same objects and for others."""
 HIDDEN = 0.008
 """A shown point farther than this from all that is seen, in metres, is hidden; or than twice the spacing of what is seen."""
 FEWEST = 20
@@ -72,32 +73,38 @@ def recognize(found: Registration, shown: Scene, here: Scene, scene: Scene) -> R
     Returns:
         None if it is another object, or seen too badly to tell.
     """
-    return _settled(found, shown, here, scene) or _settled(register(shown, here, SHAPE), shown, here, scene)
-
-
-def _settled(found: Registration, shown: Scene, here: Scene, scene: Scene) -> Recognized | None:
-    """The same from an alignment that is right to a few centimetres and degrees."""
-    source, target = shown.points, here.points
-    if min(len(source), len(target)) < FEWEST:
+    if min(len(shown.points), len(here.points)) < FEWEST:
         return None
+    alignment, apart = settle(found, shown, here)
+    if apart > SAME:
+        alignment, apart = settle(register(shown, here, SHAPE), shown, here)
+    if apart > SAME:
+        return None
+    moved = alignment.carry(shown.points)
+    hidden = torch.cdist(moved, scene.points).amin(dim=1) > max(HIDDEN, 2 * _spacing(here.points))
+    if scene.table is not None:
+        hidden &= scene.table.height(moved) > 0
+    return Recognized(alignment, here.points, moved[hidden], shown.normals[hidden] @ alignment.rotation.T)
+
+
+def settle(found: Registration, shown: Scene, here: Scene) -> tuple[Registration, float]:
+    """Lay one object upon another by shape alone and without resizing, from an alignment right to a few centimetres.
+
+    Returns:
+        The alignment; and the distance, in spacings of the shown points, within which half of what is here lies from them:
+        infinite if nothing was near anything.
+    """
+    source, target = shown.points, here.points
     rotation, shift = found.rotation, found.carry(source).mean(dim=0) - found.rotation @ source.mean(dim=0)
     for near in np.geomspace(*NEAR, ROUNDS):
         distance = torch.cdist(source @ rotation.T + shift, target)
         onto, back = distance.argmin(dim=1), distance.argmin(dim=0)
-        apart = torch.cat((distance.amin(dim=1), distance.amin(dim=0)))
-        weight = (-(apart / float(near)).square()).exp()
+        weight = (-(torch.cat((distance.amin(dim=1), distance.amin(dim=0))) / float(near)).square()).exp()
         rotation, shift = rigid_registration(
             torch.cat((source, source[back])), torch.cat((target[onto], target)), weight
         )
-    moved = source @ rotation.T + shift
-    apart = float(torch.cdist(target, moved).amin(dim=1).median())
-    if not apart <= SAME * _spacing(source):  # nor where it is no number, for nothing was near anything
-        return None
-    hidden = torch.cdist(moved, scene.points).amin(dim=1) > max(HIDDEN, 2 * _spacing(target))
-    if scene.table is not None:
-        hidden &= scene.table.height(moved) > 0
-    alignment = Registration(rotation, 1.0, shift, found.cost)
-    return Recognized(alignment, target, moved[hidden], shown.normals[hidden] @ rotation.T)
+    apart = float(torch.cdist(target, source @ rotation.T + shift).amin(dim=1).median() / _spacing(source))
+    return Registration(rotation, 1.0, shift, found.cost), apart if math.isfinite(apart) else math.inf
 
 
 def _spacing(points: Float[Tensor, "n 3"]) -> float:
