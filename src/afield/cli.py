@@ -396,7 +396,8 @@ class DistillInputs:
     depth: str = "plane-sweep"
     """plane-sweep, a folder of 16-bit depth images in millimetres, or a depth model of transformers by name or folder."""
     views: Path | None = None
-    """Capture with masks whose first view is the last hands-free frame, instead of the video's own frames."""
+    """Instead of the video's own frames: a capture with masks whose first view is the last hands-free frame; or zero123plus,
+    which draws views of it (docs/distill.md)."""
     tracker: str = "lucas-kanade"
     """What follows points: lucas-kanade, cotracker, or a file with tracks (.npz or .safetensors)."""
 
@@ -466,7 +467,7 @@ def bench_distill(
 
 @bench_app.command(name="field")
 def bench_field(json_file: Annotated[Path | None, tyro.conf.arg(name="json")] = None) -> None:
-    """Time one step of the attention field against the naive evaluation of Eq. 3 and SparseDFF's interpolation.
+    """Time one step of the attention field against the naive evaluation of Eq. 3 and SparseDFF's interpolation, and look-ups.
 
     Args:
         json_file: write the figures here.

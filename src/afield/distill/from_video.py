@@ -35,6 +35,7 @@ from afield.distill.stages.depth import (
     load_depth,
     save_depth,
 )
+from afield.distill.stages.drawn_views import DrawnViews, find_generator, is_generator
 from afield.distill.stages.given_views import CaptureViews, region_in, tie_views
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks
 from afield.distill.stages.masks import ObjectMasks, find_masks
@@ -97,7 +98,8 @@ class DistillConfig:
     """plane-sweep (of an RGB-D recording: its own), a folder of 16-bit images in millimetres, or a depth model of transformers by
     name or folder."""
     views: Path | None = None
-    """Capture with masks whose first view is the reference frame, instead of the video's own frames."""
+    """Capture with masks whose first view is the reference frame, instead of the video's own frames; or `zero123plus`, or a
+    folder with such a pipeline, which draws them."""
     tracker: str = "lucas-kanade"
     """Name of the point tracker, or a file with tracks."""
     extractor: str | None = "dinov2-s-embedded"
@@ -350,6 +352,9 @@ def _check_inputs(video: Video, config: DistillConfig) -> None:
     for name in ("object_masks", "hand_masks", "cameras", "views", "tracker"):
         place = getattr(config, name)
         is_file = name != "tracker" or Path(place).suffix in (*TRACK_FILES, ".pth")
+        if name == "views" and place is not None and is_generator(place):
+            find_generator(place)
+            continue
         if place is not None and is_file and not Path(place).exists():
             raise AfieldError(f"There is no file or folder {place} (--{name.replace('_', '-')}).")
     ways = {"--box": config.box, "--click": config.click, "--object-masks": config.object_masks}
@@ -447,7 +452,10 @@ def _views(
                 "the object is needed as it was then; leave --views out."
             )
         frame = contact.free_frame
-        given = tie_views(CaptureViews(config.views).views(own.views[-1]), own.views[-1], video.read[frame])
+        source = (
+            DrawnViews(config.views, seed=config.seed) if is_generator(config.views) else CaptureViews(config.views)
+        )
+        given = tie_views(source.views(own.views[-1]), own.views[-1], video.read[frame])
         observation, flow, floor = given.observation, given.flow(flow), given.floor(floor)
         region = region_in(contact.region, cameras.camera(frame), observation.views[-1])
         regions = contact_in_views(observation, region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from afield.errors import AfieldError
 from afield.geometry import nearest_to_lines
-from afield.observation import Observation, View
+from afield.observation import Camera, Observation, View
 
 EDGE, PIECE = 0.04, 0.1
 """A jump of depth by this share is an edge; what edges cut off of a mask counts if it is this share of it at least."""
@@ -96,6 +97,34 @@ def hull_distance(
         raise AfieldError(f"The masks of '{observation.name}' have no common hull; check cameras and masks.")
     outside, inner = (np.asarray(distance_transform_edt(where)) for where in (~solid, solid))
     return torch.from_numpy((outside - inner) * step).float()
+
+
+@dataclass(frozen=True)
+class HullFront:
+    """The visual hull as a cloud of grid points, to be seen from any side."""
+
+    points: Float[Tensor, "n 3"]
+    step: float
+    """Distance of neighbours, in the unit of the cameras."""
+
+    @classmethod
+    def of(cls, observation: Observation, size: int = 96) -> HullFront:
+        """On a grid of so many points a side."""
+        center, scale = canonical_frame(observation)
+        solid = hull_distance(observation, center, scale, size) < 0
+        return cls((solid.nonzero().flip(-1) / (size - 1) * 2.0 - 1.0) * scale + center, 2 * scale / (size - 1))
+
+    def depth(self, camera: Camera, *, filled: bool = True) -> Float[np.ndarray, "h w"]:
+        """Of its front, as the camera sees it; 0 beside it. Unless it is filled, points show through gaps between others."""
+        pixel, away = camera.project(self.points)
+        column, row = pixel.round().long().T.numpy()
+        inside = (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height) & (away.numpy() > 0)
+        front = np.full((camera.height, camera.width), np.inf, np.float32)
+        np.minimum.at(front, (row[inside], column[inside]), away.numpy()[inside])
+        if filled:  # where points are farther apart than pixels, each stands for those around it
+            wide = math.ceil(self.step * camera.fx / max(float(away.median()), self.step)) | 1
+            front = cv2.erode(front, np.ones((wide, wide), np.uint8), borderValue=np.inf)
+        return np.where(np.isfinite(front), front, 0).astype(np.float32)
 
 
 def seen_box(

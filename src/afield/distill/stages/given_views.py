@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from afield.capture import read_capture
-from afield.distill.hull import canonical_frame, hull_distance
+from afield.distill.hull import HullFront, canonical_frame
 from afield.distill.labels import Flow
 from afield.errors import AfieldError
 from afield.observation import Camera, Observation, View
@@ -101,7 +101,11 @@ def tie_views(capture: Observation, reference: View, frame: int) -> GivenViews:
         )
     depth = carried(reference.depth, reference.camera, first.camera)
     known = mask & first.mask & (depth > 0)
-    own = first.depth if (known & (first.depth > 0)).sum() >= 20 else _hull_depth(capture)
+    own = (
+        first.depth
+        if (known & (first.depth > 0)).sum() >= 20
+        else HullFront.of(capture, 64).depth(first.camera, filled=False)
+    )
     known &= own > 0
     if known.sum() < 20:
         raise AfieldError(
@@ -123,20 +127,6 @@ def carried(image: Shaped[np.ndarray, "h w"], camera: Camera, other: Camera) -> 
     plain = image.astype(np.uint8) if image.dtype == np.bool_ else image
     found = cv2.warpPerspective(plain, homography, (other.width, other.height), flags=cv2.INTER_NEAREST)
     return found > 0 if image.dtype == np.bool_ else found
-
-
-def _hull_depth(capture: Observation) -> Float[np.ndarray, "h w"]:
-    """Depth of the front of the visual hull in the first view; 0 beside it."""
-    center, scale = canonical_frame(capture)
-    solid = hull_distance(capture, center, scale, 64) < 0
-    points = (solid.nonzero().flip(-1) / 63 * 2.0 - 1.0) * scale + center
-    camera = capture.views[0].camera
-    seen, away = camera.project(points)
-    column, row = seen.round().long().T.numpy()
-    inside = (column >= 0) & (row >= 0) & (column < camera.width) & (row < camera.height) & (away.numpy() > 0)
-    front = np.full((camera.height, camera.width), np.inf, np.float32)
-    np.minimum.at(front, (row[inside], column[inside]), away.numpy()[inside])
-    return np.where(np.isfinite(front), front, 0).astype(np.float32)
 
 
 def region_in(region: Bool[np.ndarray, "h w"], camera: Camera, view: View) -> Bool[np.ndarray, "_h _w"]:

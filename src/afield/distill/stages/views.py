@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from afield.artifacts import load_artifact, write_artifact_files, write_folder
 from afield.capture.folder import read_folder_capture, write_capture
+from afield.distill.hull import HullFront
 from afield.distill.labels import Flow, Labels
 from afield.distill.stages.contact import Contact
 from afield.distill.stages.depth import DepthMaps, small_camera
@@ -20,6 +21,9 @@ from afield.observation import Observation, View
 from afield.perception.cameras import CameraPath
 from afield.perception.video import Video
 from afield.skills import DescriptorBasis
+
+BEHIND, BEHIND_HULL = 0.03, 0.1
+"""What is farther away than the surface there by this share is hidden; the hull's surface may lie well before the object's."""
 
 
 def posed_views(
@@ -50,15 +54,18 @@ def contact_in_views(
         raise AfieldError("Stage views: the contact region has no depth; give --depth, or film with more light.")
     pixels = torch.from_numpy(np.stack((columns, rows), axis=-1)).float()
     points = reference.camera.backproject(pixels, torch.from_numpy(reference.depth[rows, columns]).float())
-    found = []
+    found, hull = [], None
     for view in observation.views[:-1]:
         height, width = view.depth.shape
         seen, away = view.camera.project(points)
         column, row = seen.round().long().T.numpy()
         inside = (column >= 0) & (row >= 0) & (column < width) & (row < height) & (away.numpy() > 0)
         column, row, away = column[inside], row[inside], away.numpy()[inside]
-        there = view.depth[row, column]
-        clear = (there <= 0) | (away < 1.03 * there)
+        measured = bool((view.depth > 0).any())
+        if not measured and hull is None:
+            hull = HullFront.of(observation)
+        there = (hull.depth(view.camera) if hull and not measured else view.depth)[row, column]
+        clear = (there <= 0) | (away < (1.0 + (BEHIND if measured else BEHIND_HULL)) * there)
         marked = np.zeros((height, width), np.uint8)
         marked[row[clear], column[clear]] = 1
         marked = cv2.morphologyEx(marked, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
