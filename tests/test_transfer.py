@@ -403,20 +403,12 @@ def test_unlikeness_counts_shape_features_and_size_but_neither_place_nor_turn(
         assert unlikeness(demonstration, resized, hand) == pytest.approx(expected, abs=0.01)
 
 
-def test_a_probability_is_given_only_for_what_it_was_fitted_to(
-    hand: Hand, demonstration: Demonstration, model: FieldModel
-) -> None:
-    attention, aligned = replace(model, kind="attention"), replace(QUICK, align=True)
-    strange = replace(_thing(2), points=_thing(2).points * torch.tensor([1.0, 1.0, 1.6]))
-    other, same, alone = (
-        transfer_grasp(demonstration, scene, model, hand, config, progress=False)
-        for scene, config in ((strange, aligned), (_thing(2), aligned), (strange, QUICK))
-    )
-    assert is_calibrated(other, aligned, attention)
-    assert not is_calibrated(other, aligned, model)
-    assert not is_calibrated(other, replace(aligned, preset="faithful"), attention)
-    assert not is_calibrated(same, aligned, attention)
-    assert not is_calibrated(alone, QUICK, attention)
+def test_a_probability_is_given_only_for_what_it_was_fitted_to(model: FieldModel) -> None:
+    attention = replace(model, kind="attention")
+    assert is_calibrated(TransferConfig(), attention)
+    assert not is_calibrated(TransferConfig(), model)
+    assert not is_calibrated(TransferConfig(align=False), attention)
+    assert not is_calibrated(TransferConfig(preset="faithful"), attention)
 
 
 def test_a_grasp_carries_its_evidence(hand: Hand, demonstration: Demonstration, model: FieldModel) -> None:

@@ -240,7 +240,7 @@ def grasp_from_files(
     config = TransferConfig(preset=cast(Literal["default", "faithful"], preset), align=align, stages=stages, seed=seed)
     robot = None if arm_description is None else ArmWithHand(arm_description, hand_model, table_height(scene))
     result = transfer_and_rehearse(demonstration, scene, model, hand_model, config, arm=robot, progress=progress)
-    if is_calibrated(result, config, model):
+    if is_calibrated(config, model):
         result = with_confidence(result, hand_model)
     seconds = {"scene": described - begin, "transfer": time.monotonic() - described}
     return Run(result, demonstration, scene, model, hand_by_name(hand), capture, hand, seconds)
@@ -292,13 +292,9 @@ def within_reach(arm: ArmWithHand, candidates: Float[Tensor, "k d"]) -> list[int
     return found or list(range(len(candidates)))
 
 
-def is_calibrated(grasp: Grasp, config: TransferConfig, model: FieldModel) -> bool:
-    """Whether the probability of success was fitted to grasps that were found like this.
-
-    Energies of other fields differ, and the very same object is rehearsed on more than is seen.
-    """
-    alignment = grasp.provenance.get("alignment", {"same_object": True})
-    return config.preset == "default" and model.kind == "attention" and not alignment["same_object"]
+def is_calibrated(config: TransferConfig, model: FieldModel) -> bool:
+    """Whether the probability of success was fitted to grasps that were found like this; energies of other fields differ."""
+    return config.preset == "default" and config.align and model.kind == "attention"
 
 
 def with_confidence(grasp: Grasp, hand: Hand) -> Grasp:
