@@ -155,6 +155,15 @@ def test_a_strangers_mesh(tmp_path: Path) -> None:
     assert not bool(target_points(world, part.points + 0.02).all())
 
 
+def test_the_origin_of_a_strangers_mesh_may_be_its_middle(tmp_path: Path) -> None:
+    trimesh.creation.box((0.06, 0.05, 0.16)).export(tmp_path / "box.stl")
+    parts = {"top": {"center": [0, 0, 0.04], "size": [0.07, 0.06, 0.08]}}
+    entry = {"name": "box", "family": "box", "mesh": "box.stl", "collision": ["box.stl"], "mass": 0.2, "parts": parts}
+    (tmp_path / "mine.json").write_text(json.dumps({"objects": [entry]}))
+    world = upright_world(read_manifest(tmp_path / "mine.json", tmp_path / "work").objects["box"])
+    assert float(world.objects[0].T_world_object[2, 3]) == pytest.approx(0.08, abs=0.003)
+
+
 def test_a_manifest_of_one_family_has_no_scenes_without_a_target(tmp_path: Path) -> None:
     trimesh.creation.box((0.04, 0.03, 0.1)).export(tmp_path / "box.obj")
     entry = {

@@ -57,6 +57,10 @@ class RenderConfig:
     """Seed of the table texture and of the lamp positions."""
 
 
+MOST_MOVED = 0.05
+"""An object that stands upright may rise or fall by so many metres while it comes to rest."""
+
+
 @dataclass(frozen=True)
 class Room:
     """Objects at rest on the table."""
@@ -83,18 +87,20 @@ def settle(objects: Sequence[PlacedObject], config: RenderConfig) -> Room:
         set_mass(model, name, float(read_json(placed.folder / "object.json")["mass"]))
     data = mujoco.MjData(model)
     mujoco.mj_setConst(model, data)
+    heights = []
     for name, placed in zip(names, objects, strict=True):
         start = model.jnt_qposadr[model.joint(f"{name}_free").id]
         turn = placed.quat_wxyz or (math.cos(placed.yaw / 2), 0.0, 0.0, math.sin(placed.yaw / 2))
         data.qpos[start + 3 : start + 7] = turn
-        data.qpos[start : start + 3] = [*placed.position, placed.stand + 0.002 - _lowest(model, name, turn)]
+        heights.append(placed.stand + 0.002 - _lowest(model, name, turn))
+        data.qpos[start : start + 3] = [*placed.position, heights[-1]]
     mujoco.mj_step(model, data, int(config.settle_time / model.opt.timestep))
     for _ in range(8):  # a tool that rocks on its post gets a little longer
         if float(np.abs(data.qvel).max()) < config.max_speed:
             break
         mujoco.mj_step(model, data, int(0.5 / model.opt.timestep))
-    for name, placed in zip(names, objects, strict=True):
-        _check_rest(model, data, name, placed, config)
+    for name, placed, height in zip(names, objects, heights, strict=True):
+        _check_rest(model, data, name, placed, height, config)
     return Room(model, data, names, stands)
 
 
@@ -127,8 +133,13 @@ def _lowest(model: mujoco.MjModel, name: str, quat_wxyz: Sequence[float]) -> flo
 
 
 def _check_rest(
-    model: mujoco.MjModel, data: mujoco.MjData, name: str, placed: PlacedObject, config: RenderConfig
+    model: mujoco.MjModel, data: mujoco.MjData, name: str, placed: PlacedObject, height: float, config: RenderConfig
 ) -> None:
+    """Whether it lies still where it was put; `height` is where its origin was before it fell.
+
+    Raises:
+        AfieldError: it does not.
+    """
     joint = model.joint(f"{name}_free")
     speed = float(np.abs(data.qvel[joint.dofadr[0] : joint.dofadr[0] + 6]).max())
     position = data.body(name).xipos
@@ -137,11 +148,16 @@ def _check_rest(
             f"The object '{name}' does not come to rest on the table; give it more room or another place."
         )
     tilt = math.degrees(math.acos(min(1.0, float(data.body(name).xmat[8]))))
-    sunk = abs(float(data.body(name).xpos[2]) - placed.stand) > 0.05
+    moved = abs(float(data.body(name).xpos[2]) - height)
     allowed = config.max_tilt if placed.stand == 0 else config.max_tilt_on_stand
-    if placed.quat_wxyz is None and (tilt > allowed or sunk):
+    if placed.quat_wxyz is None and tilt > allowed:
         raise AfieldError(
             f"The object '{name}' leans by {tilt:.0f} degrees after settling (allowed: {allowed:g}); "
+            "give it more room or another place."
+        )
+    if placed.quat_wxyz is None and moved > MOST_MOVED:
+        raise AfieldError(
+            f"The object '{name}' ends {100 * moved:.0f} cm above or below where it was put (allowed: {100 * MOST_MOVED:g}); "
             "give it more room or another place."
         )
 
