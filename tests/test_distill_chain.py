@@ -11,13 +11,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import trimesh
 from distill_samples import FREE, OPENED, DoorVideo, door_video
+from test_drawn_views import generator, sheet
 
 from afield.capture import read_capture, write_capture
 from afield.distill.fit import FitConfig
 from afield.distill.from_video import DistillConfig, Distilled, distill_video
 from afield.distill.hull import canonical_frame, hull_distance, seen_box
 from afield.distill.labels import Flow, check_labels
+from afield.distill.stages import drawn_views
 from afield.distill.stages.given_views import CaptureViews, GivenViews, ViewSource, tie_views
 from afield.distill.stages.rewind import rewound
 from afield.errors import AfieldError
@@ -199,6 +202,31 @@ def test_views_from_elsewhere_take_the_place_of_the_frames(
         assert np.median(np.abs(there - away.numpy()[inside])) < 0.012, view.name
     assert all(mask is not None and mask.any() for mask in found.labels.contact)
     assert found.labels.floor == pytest.approx(0.0, abs=0.02)
+
+
+def test_a_network_draws_what_a_still_camera_has_not_seen(
+    still: tuple[DoorVideo, Distilled, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("diffusers")
+    video, own, out = still
+    box = trimesh.sample.sample_surface(trimesh.creation.box((0.4, 0.12, 0.24)), 400_000, seed=0)[0]
+    colors = np.full((len(box), 3), 90, np.uint8)
+    drawer = generator(tmp_path / "drawer", sheet(torch.from_numpy(box).float(), colors, -np.pi / 2))
+    shutil.copytree(out, tmp_path / "out")
+    config = settings(video, focal=250.0, views=drawer)
+    found = distill_video(video.frames, "open the door", tmp_path / "out", config, stop="views", progress=False)
+    views, flow = found.observation.views, found.labels.flow
+    assert [view.name for view in views] == [*(f"drawn{i}" for i in range(6)), own.observation.views[-1].name]
+    assert flow is not None
+    before = own.labels.flow
+    assert before is not None
+    # The drawn box takes its size from the depth of the video: the door is 20 cm wide, half of the box.
+    width = float(np.ptp(np.nonzero(views[2].mask)[1]) / views[2].camera.fx * drawn_views.AWAY)
+    grown = flow.displacement[:, -1].norm(dim=-1) / before.displacement[:, -1].norm(dim=-1).clamp_min(1e-9)
+    assert float(grown[torch.from_numpy(found.tracks.moving)].median()) == pytest.approx(width / 0.4, rel=0.15)
+    marked = [0 if region is None else int(region.sum()) for region in found.labels.contact]
+    assert marked[6] > 0 and marked[0] + marked[5] > 0, "touched in front, also 30 degrees beside it ..."
+    assert marked[2] == 0 and marked[3] == 0, "... and not on the back"
 
 
 def test_the_hull_tells_the_scale_of_views_without_depth(

@@ -32,6 +32,7 @@ from afield.observation import Camera, Observation, View
 UP = torch.tensor([0.0, 0.0, 1.0])
 PIPELINE = """
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL import Image
 
@@ -43,7 +44,9 @@ class Drawer(DiffusionPipeline):
 
     def __call__(self, image, num_inference_steps, generator):
         assert image.mode == "RGBA" and image.size == (512, 512), image
-        return ImagePipelineOutput(images=[Image.open(self.config.sheet)])
+        sheet = np.asarray(Image.open(self.config.sheet))
+        noise = torch.randint(0, 3, sheet.shape).numpy()  # without the generator, as Zero123++ does
+        return ImagePipelineOutput(images=[Image.fromarray((sheet + noise).astype(np.uint8))])
 """
 
 
@@ -97,11 +100,13 @@ def generator(folder: Path, answer: np.ndarray) -> Path:
     return folder
 
 
-def reference_frame(points: torch.Tensor, colors: np.ndarray, azimuth: float, elevation: float) -> View:
-    """The body elsewhere and of another size, before a camera that does not aim at it."""
+def reference_frame(
+    points: torch.Tensor, colors: np.ndarray, azimuth: float, elevation: float, beside: float = 1.0
+) -> View:
+    """The body elsewhere and of another size, before a camera that does not aim at it, but beside it."""
     place = torch.tensor([0.7, -0.4, 0.9])
     position = place + 1.9 * direction(azimuth, elevation)
-    pose = look_at(position, place + torch.tensor([0.1, -0.05, 0.12]), UP)
+    pose = look_at(position, place + beside * torch.tensor([0.1, -0.05, 0.12]), UP)
     return picture(0.8 * points + place, colors, Camera(400, 300, 380.0, 380.0, 199.5, 149.5, pose), 90)
 
 
@@ -133,6 +138,14 @@ def test_drawn_views_come_to_lie_around_the_object_of_the_video(
         assert unlike < 15, "the same side of the body"
 
 
+def test_from_straight_above_the_upper_edge_says_where_ahead_is() -> None:
+    points, colors = cupboard()
+    reference = reference_frame(points, colors, 2.2, 1.56, beside=0.0)
+    drawn = Observation(cut_sheet(sheet(points, colors, 2.2)), name="drawn")
+    pose = place_reference(drawn, reference).camera.T_world_camera
+    assert float(pose[0, 1]) > 0.99, "the lower edge is on the side of azimuth 0"
+
+
 def test_what_is_touched_in_front_is_not_marked_on_the_back() -> None:
     points, colors = cupboard()
     reference = reference_frame(points, colors, 0.4, 0.25)
@@ -157,6 +170,22 @@ def test_a_drawn_body_of_another_outline_is_refused(tmp_path: Path) -> None:
         DrawnViews(generator(tmp_path / "drawer", sheet(stick, colors, 0.4))).views(reference)
     with pytest.raises(AfieldError, match="picture 1 of the network shows no object on a plain background"):
         cut_sheet(np.full((960, 640, 3), 127, np.uint8))
+    with pytest.raises(AfieldError, match="answered with 640x640 pixels instead of a sheet of 2 by 3 square pictures"):
+        cut_sheet(np.full((640, 640, 3), 127, np.uint8))
+
+
+def test_the_same_seed_draws_the_same_and_leaves_other_draws_alone(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    points, colors = cupboard()
+    source = DrawnViews(generator(tmp_path / "drawer", sheet(points, colors, 0.4)))
+    reference = reference_frame(points, colors, 0.4, 0.25)
+    state = torch.random.get_rng_state()
+    first, second = source.views(reference), source.views(reference)
+    assert all((a.color == b.color).all() for a, b in zip(first.views, second.views, strict=True))
+    assert bool((torch.random.get_rng_state() == state).all())
+    (tmp_path / "drawer" / "sheet.png").unlink()
+    with pytest.raises(AfieldError, match="the pipeline in .*drawer failed: FileNotFoundError"):
+        source.views(reference)
 
 
 def test_the_given_picture_holds_the_object_alone_in_its_middle() -> None:

@@ -213,7 +213,7 @@ def grasp_from_files(
         preset: default or faithful.
         full: optimize all starts to the end.
         align: align the objects as wholes and carry the hand along (not with the faithful preset). A probability of success
-            is given with it and the field `attention` only, and not for the very same object: so it was calibrated.
+            is given with it and the field `attention` only: so it was calibrated.
         force: go on where nothing is like the demonstrated object.
         arm: name of an arm or path of an arm description; grasps out of its reach are taken only if there is no other.
         arm_base: x, y, z in metres and yaw in radians of its base, instead of the description's.

@@ -51,7 +51,7 @@ from afield.distill.stages.views import (
     table_height,
 )
 from afield.errors import AfieldError
-from afield.observation import Observation
+from afield.observation import Observation, View
 from afield.perception.cameras import CameraPath, cameras_from_video, with_points
 from afield.perception.depth import DepthFiles, TransformersDepth
 from afield.perception.features import extractor_by_name
@@ -223,7 +223,7 @@ def distill_video(
     own = posed_views(video, cameras, depth, masks.masks, narration)
     observation, labels, basis = run.stage(
         *("views", load_labels, save_labels),
-        lambda: _views(own, video, cameras, tracks, contact, config, backwards, progress),
+        lambda: _views(own, video, cameras, masks, tracks, contact, config, backwards, progress),
     )
     parts["observation"], parts["labels"] = observation, labels
     skill = None
@@ -297,6 +297,8 @@ def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str
     """What the results of the stages depend on: settings, and which files with what changes."""
     path = Path(source)
     settings = {key: (_stamp(value) if isinstance(value, Path) else value) for key, value in asdict(config).items()}
+    if config.views is not None and is_generator(config.views):
+        settings["views"] = _stamp(find_generator(config.views))
     for name in ("depth", "tracker", "masks"):  # a name, or a file or folder
         place = Path(getattr(config, name))
         if place.exists():
@@ -432,6 +434,7 @@ def _views(
     own: Observation,
     video: Video,
     cameras: CameraPath,
+    masks: ObjectMasks,
     tracks: ObjectTracks,
     contact: Contact,
     config: DistillConfig,
@@ -455,7 +458,9 @@ def _views(
         source = (
             DrawnViews(config.views, seed=config.seed) if is_generator(config.views) else CaptureViews(config.views)
         )
-        given = tie_views(source.views(own.views[-1]), own.views[-1], video.read[frame])
+        nothing = np.zeros(video.frames.shape[1:3], np.float32)
+        whole = View(own.views[-1].name, cameras.camera(frame), video.frames[frame], nothing, masks.masks[frame])
+        given = tie_views(source.views(whole), own.views[-1], video.read[frame])
         observation, flow, floor = given.observation, given.flow(flow), given.floor(floor)
         region = region_in(contact.region, cameras.camera(frame), observation.views[-1])
         regions = contact_in_views(observation, region)

@@ -106,13 +106,15 @@ class HullFront:
     points: Float[Tensor, "n 3"]
     step: float
     """Distance of neighbours, in the unit of the cameras."""
+    size: float
+    """Half of the grid's side, in the same unit."""
 
     @classmethod
     def of(cls, observation: Observation, size: int = 96) -> HullFront:
         """On a grid of so many points a side."""
         center, scale = canonical_frame(observation)
         solid = hull_distance(observation, center, scale, size) < 0
-        return cls((solid.nonzero().flip(-1) / (size - 1) * 2.0 - 1.0) * scale + center, 2 * scale / (size - 1))
+        return cls((solid.nonzero().flip(-1) / (size - 1) * 2.0 - 1.0) * scale + center, 2 * scale / (size - 1), scale)
 
     def depth(self, camera: Camera, *, filled: bool = True) -> Float[np.ndarray, "h w"]:
         """Of its front, as the camera sees it; 0 beside it. Unless it is filled, points show through gaps between others."""

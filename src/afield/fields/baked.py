@@ -25,7 +25,7 @@ class BakedField:
         self._last = torch.tensor([width, height, depth], device=low.device) - 1
         self._stride = torch.tensor([1, width, height * width], device=low.device)
         corners = [(x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1)]
-        self._corners = torch.tensor(corners, device=low.device) @ self._stride
+        self._corners = (torch.tensor(corners, device=low.device) * self._stride).sum(dim=-1)
 
     @classmethod
     @torch.no_grad()
@@ -63,11 +63,11 @@ class BakedField:
         cell are fetched and summed by one `embedding_bag`, which is several times faster (`afield bench field`).
         """
         place = (points.reshape(-1, 3) - self.low) * (self._last / (self.high - self.low))
-        place = place.clamp_min(0).minimum(self._last.to(place))
+        place = place.nan_to_num(0.0).clamp_min(0).minimum(self._last.to(place))
         cell = place.detach().long().minimum(self._last - 1)
         far = place - cell
         x, y, z = torch.stack((1 - far, far), dim=-1).unbind(dim=1)
         weight = (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
-        index = (cell @ self._stride)[:, None] + self._corners
+        index = (cell * self._stride).sum(dim=-1, keepdim=True) + self._corners
         found = functional.embedding_bag(index, self.values.flatten(0, 2), per_sample_weights=weight, mode="sum")
         return found.reshape(*points.shape[:-1], self.channels)

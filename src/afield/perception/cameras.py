@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from tqdm import tqdm
 from afield.errors import AfieldError
 from afield.observation import Camera
 from afield.perception.tracks import PointTracks, track_everywhere
+
+logger = logging.getLogger(__name__)
 
 STILL = 1.5
 """A camera is on a tripod where the background moves by less than so many pixels over the whole video."""
@@ -350,6 +353,8 @@ def upright(
     points, poses = points * scale, poses.clone()
     poses[:, :3, 3] *= scale
     plane = lying_plane(points, up_pictures)
+    if plane is None:
+        logger.warning("Nothing that lies level was found in the video; the camera is taken to have been held level.")
     up, origin = plane if plane is not None else (up_pictures, points.median(dim=0).values)
     forward = poses[:, :3, 2].mean(dim=0)
     y = torch.nn.functional.normalize(forward - (forward @ up) * up, dim=0)

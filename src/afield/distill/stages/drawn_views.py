@@ -23,7 +23,7 @@ from scipy.ndimage import binary_fill_holes
 from scipy.optimize import minimize
 from torch import Tensor
 
-from afield.distill.hull import canonical_frame, hull_distance
+from afield.distill.hull import HullFront, canonical_frame
 from afield.errors import AfieldError
 from afield.geometry import look_at, pose_from, rotation_about_axis
 from afield.observation import Camera, Observation, View
@@ -51,8 +51,10 @@ PLAIN = 16
 """Largest difference from the background, of 255, that still is background."""
 FITS = 0.5
 """Every outline must overlap by so much with that of the body that fits all of them best."""
-GRID, SMALL = 40, 64
-"""Points along the hull, and pixels of the silhouettes, by which the reference frame is placed."""
+GRID, MOST_POINTS, SMALL = 64, 20_000, 64
+"""Points along the hull, most of them that are used, and pixels of the outlines, by which the reference frame is placed."""
+STEEP = 0.94
+"""A camera that looks up or down more steeply, by the sine, is turned by its picture's upper edge."""
 
 
 def is_generator(path: Path) -> bool:
@@ -84,13 +86,22 @@ class DrawnViews:
         return replace(observation, views=(place_reference(observation, reference), *drawn))
 
     def _draw(self, picture: UInt8[np.ndarray, "h w 4"]) -> UInt8[np.ndarray, "_h _w 3"]:
-        """The sheet with all six pictures."""
+        """The sheet with all six pictures.
+
+        Raises:
+            AfieldError: the pipeline fails.
+        """
         pipeline = _load(self.model)
         from PIL import Image
 
-        generator = torch.Generator().manual_seed(self.seed)
-        answer = pipeline(Image.fromarray(picture), num_inference_steps=self.steps, generator=generator)
-        return np.asarray(answer.images[0].convert("RGB"))
+        with torch.random.fork_rng():  # the pipeline also draws without the generator that it is given
+            torch.manual_seed(self.seed)
+            generator = torch.Generator().manual_seed(self.seed)
+            try:
+                answer = pipeline(Image.fromarray(picture), num_inference_steps=self.steps, generator=generator)
+                return np.asarray(answer.images[0].convert("RGB"))
+            except Exception as error:  # the folder's own code
+                raise AfieldError(f"Stage views: the pipeline in {self.model} failed: {error!r}") from error
 
 
 def find_generator(model: Path) -> Path:
@@ -156,9 +167,14 @@ def cut_sheet(sheet: UInt8[np.ndarray, "h w 3"]) -> tuple[View, ...]:
     """The six pictures with cameras and masks; they have no depth.
 
     Raises:
-        AfieldError: one of them is empty, or there is no background around the object.
+        AfieldError: it is no such sheet, one of them is empty, or there is no background around the object.
     """
     height, width = sheet.shape[0] // ROWS, sheet.shape[1] // COLUMNS
+    if height != width:
+        raise AfieldError(
+            f"Stage views: the network answered with {sheet.shape[1]}x{sheet.shape[0]} pixels instead of a sheet of {COLUMNS} by "
+            f"{ROWS} square pictures, as Zero123++ 1.2 draws it."
+        )
     focal = height / 2 / math.tan(math.radians(FIELD_OF_VIEW) / 2)
     views = []
     for index, (azimuth, elevation) in enumerate(zip(AZIMUTHS, ELEVATIONS, strict=True)):
@@ -202,12 +218,19 @@ def place_reference(drawn: Observation, reference: View) -> View:
     rows, columns = np.nonzero(mask)
     aim = torch.tensor([[(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]]).float()
     ray = torch.nn.functional.normalize(camera.backproject(aim, torch.ones(1))[0] - camera.position, dim=0)
-    turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), -torch.atan2(-ray[1], -ray[0]))
+    # From straight above or below, the picture's upper edge says where ahead is.
+    ahead = ray if abs(float(ray[2])) < STEEP else camera.T_world_camera[:3, 1] * torch.sign(ray[2])
+    turn = rotation_about_axis(torch.tensor([0.0, 0.0, 1.0]), -torch.atan2(-ahead[1], -ahead[0]))
     rotation, ray = turn @ camera.T_world_camera[:3, :3], turn @ ray
-    center, size = canonical_frame(drawn)
-    axis = torch.linspace(-1.0, 1.0, GRID)
-    inside = hull_distance(drawn, center, size, GRID) < 0
-    body = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).flip(-1)[inside] * size + center
+    try:
+        center, size = canonical_frame(drawn)
+        body = HullFront.of(drawn, GRID).points
+    except AfieldError as error:
+        raise AfieldError(
+            "Stage views: the pictures that the network drew are of no common body (very thin things are lost); try another "
+            "seed, or a capture as --views."
+        ) from error
+    body = body[torch.randperm(len(body), generator=torch.Generator().manual_seed(0))[:MOST_POINTS]]
     outlines = [Outline.of(view.camera, _mask(view)) for view in drawn.views]
 
     def moved(x: Float[np.ndarray, "3"]) -> Camera:
@@ -222,7 +245,7 @@ def place_reference(drawn: Observation, reference: View) -> View:
         return [each.overlap(left) for each in (own, *outlines)]
 
     wide = max(np.ptp(columns) / camera.fx, np.ptp(rows) / camera.fy)
-    first = 2 * float((body.amax(dim=0) - body.amin(dim=0)).max()) / 2 / max(wide, 1e-6)
+    first = float((body.amax(dim=0) - body.amin(dim=0)).max()) / max(wide, 1e-6)
     simplex = np.array([[0, 0, 0], [0.2, 0, 0], [0, 0.1, 0], [0, 0, 0.1]], float)
     best = minimize(
         lambda x: -float(np.mean(overlaps(x))),
@@ -234,7 +257,8 @@ def place_reference(drawn: Observation, reference: View) -> View:
     if worst < FITS:
         raise AfieldError(
             f"Stage views: what the network drew is no body with the object's outline in '{reference.name}' (the worst of seven "
-            f"outlines overlaps by {100 * worst:.0f}%); try another seed, a tighter mask, or a capture as --views."
+            f"outlines overlaps by {100 * worst:.0f}%; very thin things are lost); try another seed, a tighter mask, or a "
+            "capture as --views."
         )
     return replace(reference, camera=moved(best), depth=np.zeros_like(reference.depth))
 
@@ -258,7 +282,9 @@ class Outline:
         corner = (columns.min() + columns.max() - side) / 2, (rows.min() + rows.max() - side) / 2
         step = side / SMALL
         motion = np.array([[1 / step, 0, -corner[0] / step], [0, 1 / step, -corner[1] / step]])
-        small = cv2.warpAffine(mask.astype(np.float32), motion, (SMALL, SMALL), flags=cv2.INTER_AREA)
+        wide = max(1, round(step)) | 1  # each small pixel is the mean of those that it stands for
+        soft = cv2.blur(mask.astype(np.float32), (wide, wide), borderType=cv2.BORDER_CONSTANT)
+        small = cv2.warpAffine(soft, motion, (SMALL, SMALL), flags=cv2.INTER_LINEAR)
         return cls(camera, small > 0.5, corner, step)
 
     def cells(self, points: Float[Tensor, "n 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

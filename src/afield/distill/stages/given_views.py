@@ -31,7 +31,11 @@ class ViewSource(Protocol):
     """Where views of the object come from, if not from the video: files, or something that makes an object of a picture."""
 
     def views(self, reference: View) -> Observation:
-        """Views with object masks, of which the first one is taken from where the reference frame was."""
+        """Views with object masks, of which the first one is taken from where the reference frame was.
+
+        Args:
+            reference: the reference frame with the object's mask, as large as it was read; without depth.
+        """
         ...
 
 

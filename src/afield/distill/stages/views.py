@@ -22,8 +22,9 @@ from afield.perception.cameras import CameraPath
 from afield.perception.video import Video
 from afield.skills import DescriptorBasis
 
-BEHIND, BEHIND_HULL = 0.03, 0.1
-"""What is farther away than the surface there by this share is hidden; the hull's surface may lie well before the object's."""
+BEHIND, BEHIND_HULL = 0.03, 0.2
+"""What lies behind the surface there by this share of its distance is hidden; or behind that of the hull, which may lie before
+the object's, by this share of half the hull's size."""
 
 
 def posed_views(
@@ -65,7 +66,7 @@ def contact_in_views(
         if not measured and hull is None:
             hull = HullFront.of(observation)
         there = (hull.depth(view.camera) if hull and not measured else view.depth)[row, column]
-        clear = (there <= 0) | (away < (1.0 + (BEHIND if measured else BEHIND_HULL)) * there)
+        clear = (there <= 0) | (away < there + (BEHIND_HULL * hull.size if hull and not measured else BEHIND * there))
         marked = np.zeros((height, width), np.uint8)
         marked[row[clear], column[clear]] = 1
         marked = cv2.morphologyEx(marked, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
