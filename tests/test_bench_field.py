@@ -13,10 +13,11 @@ def test_small_run_has_all_figures() -> None:
     threads = torch.get_num_threads()
     figures = field_bench.run(points=300, channels=40, queries=32, starts=2, repeats=1, progress=False)
     assert figures["max_relative_difference"] < 1e-3
-    assert set(figures["seconds"]) == {"attention", "naive", "sparsedff"}
+    assert set(figures["seconds"]) == {"attention", "naive", "sparsedff", "baked", "grid_sample"}
     expected = figures["seconds"]["naive"] / figures["seconds"]["attention"]
     assert figures["speedup_over_naive"] == pytest.approx(expected, rel=0.2)
     assert figures["speedup_over_sparsedff"] > 0
+    assert figures["speedup_of_lookup_over_grid_sample"] > 0
     assert figures["threads"] == 1
     assert torch.get_num_threads() == threads
 
