@@ -95,7 +95,7 @@ def _measure(
         "speedup_of_lookup_over_grid_sample": round(seconds["grid_sample"] / seconds["baked"], 2),
         "max_relative_difference": max(differences.values()),
         "relative_difference": differences,
-        "seconds": {name: round(value, 4) for name, value in seconds.items()},
+        "seconds": {name: round(value, 6) for name, value in seconds.items()},
         "matrix_gflop": round(matrix_flops(points, channels, queries * starts, decoder.config.width) / 1e9, 1),
         "points": points,
         "channels": channels,
