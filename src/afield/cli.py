@@ -230,7 +230,10 @@ def grasp(
         _say(f"Probability of success: {run.grasp.provenance['success_probability']:.0%} (docs/benchmark.md)")
     alignment = run.grasp.provenance.get("alignment", {})
     if alignment.get("same_object"):
-        _say("The very object that was shown was recognized; its hidden sides are known from the demonstration.")
+        _say(
+            "This is the object that was shown, or one of nearly the same shape and size: its hidden sides are taken from the "
+            "demonstration."
+        )
     if alignment.get("carried"):
         _say("This is the hand that the aligned object carries along, as it is; it is tried before the minima.")
     rehearsal = run.grasp.provenance.get("rehearsal")
