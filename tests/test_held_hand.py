@@ -13,11 +13,11 @@ from scipy.spatial.transform import Rotation
 
 from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
+from afield.distill.stages.surface import object_surface
 from afield.distill.stages.touched import (
     REACH,
     Found,
     hand_views,
-    looked_closer,
     pixels_per_meter,
     touched,
     touched_by_held,
@@ -31,6 +31,7 @@ from afield.perception.cameras import CameraPath
 from afield.perception.closer import closer_depth, guided_filter
 from afield.perception.depth import plane_sweep
 from afield.perception.held_hand import HandViews, HeldHand, locate_hand
+from afield.perception.video import Video
 
 COUNT, WIDTH, HEIGHT, FOCAL = 12, 640, 480, 515.0
 JOINTS = (
@@ -301,46 +302,31 @@ def test_a_closer_look_keeps_a_thin_bar_before_its_wall() -> None:
     assert (error < 0.01).mean() > (np.abs(coarse - real) < 0.01).mean()
 
 
-def test_a_closer_look_is_taken_of_the_object_around_the_hand_only() -> None:
+def test_a_closer_look_is_taken_of_the_object_only() -> None:
     pictures, cameras, true = bar_views()
     poses = torch.stack([camera.T_world_camera for camera in cameras])
     path = CameraPath(160, 120, 200.0, poses, torch.zeros(0, 3), torch.zeros(0), static=False, metric=True)
-    landmarks = np.tile(np.array([70.0, 40.0], np.float32), (9, 21, 1))
-    landmarks[:, ::2] += [20, 10]
-    hands = HandTrack(landmarks, np.zeros((9, 21), np.float32), np.full(9, 2), np.zeros((9, 120, 160), bool))
-    nothing = np.zeros((9, 0), bool)
-    still = np.repeat(np.eye(4, dtype=np.float32)[None], 9, axis=0)
-    tracks = ObjectTracks(
-        np.zeros((9, 0, 2), np.float32), nothing, np.zeros((0, 3), np.float32), nothing[0], still, np.zeros(9, np.float32), 8
-    )  # fmt: skip
+    count = len(pictures)
+    video = Video(np.stack(pictures), np.arange(count) / 30, "bar", (160, 120), tuple(range(count)))
     others = list(zip(pictures[:-1], cameras[:-1], strict=True))
     coarse = plane_sweep(pictures[-1], cameras[-1], others, 0.9, 1.1)[0]
     mask = np.zeros((120, 160), bool)
-    mask[20:100, 50:110] = coarse[20:100, 50:110] > 0
+    mask[20:100, 50:110] = True
     mask[40:45, 86:92] = False
-    found = Found(path, hands, tracks, mask, coarse)
-    finer = looked_closer(found, 8, np.stack(pictures), False)
-    changed = finer.depth != coarse
-    rows, columns = np.nonzero(changed)
-    assert not changed[~mask].any()
-    # The landmarks span rows 40 to 50 and columns 70 to 90; the object is looked at less than .3 of 20 pixels beyond them.
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (35, 55, 65, 95)
-    assert np.abs(finer.depth - true)[changed].mean() < np.abs(coarse - true)[changed].mean()
-    first = replace(found, tracks=replace(tracks, reference=0))
-    assert looked_closer(first, 8, np.stack(pictures), False) is first
+    finer = object_surface(video, path, mask, coarse, count - 1, progress=False)
+    assert (finer[~mask] == coarse[~mask]).all() and (finer[mask] > 0).all()
+    known = mask & (coarse > 0)
+    assert np.abs(finer - true)[known].mean() < 0.7 * np.abs(coarse - true)[known].mean()
+    assert object_surface(video, path, mask, coarse, 1, progress=False) is coarse  # one other frame says too little
+    assert object_surface(video, path, mask, np.zeros_like(coarse), count - 1, progress=False).sum() == 0
 
 
-def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame_and_its_depth(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = plate_scene(65.0)
     single = touched_in_frame(found, 3)
-    slanted = replace(found, depth=found.depth * np.linspace(0.9, 1.4, WIDTH, dtype=np.float32))
-    assert (touched_in_frame(slanted, 3) != single).any()
-    monkeypatch.setattr("afield.distill.stages.touched.looked_closer", lambda *given: slanted)
+    assert (touched(found, HELD) != single).any()
     monkeypatch.setattr("afield.distill.stages.touched.HELD_REACH", 0.0)
-    frames = np.zeros((COUNT, HEIGHT, WIDTH, 3), np.uint8)
-    assert (touched(found, HELD, frames) == single).all()
+    assert (touched(found, HELD) == single).all()
 
 
 def test_landmarks_in_one_place_and_objects_behind_the_camera_locate_no_hand() -> None:

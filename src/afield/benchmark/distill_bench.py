@@ -136,7 +136,7 @@ def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     """All figures of one video; lengths are compared after the one scale that a video cannot tell was taken from the depth."""
     reference = found.contact.free_frame
     true_depth, mask = truth.depth(reference), truth.mask(reference)
-    depth = found.depth.reference(found.video.size)
+    depth = found.surface
     small = found.depth.depth[-1]
     known = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))

@@ -10,13 +10,14 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from tqdm import tqdm
 
 from afield.artifacts import read_json, write_json
@@ -40,6 +41,7 @@ from afield.distill.stages.given_views import CaptureViews, region_in, tie_views
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks
 from afield.distill.stages.masks import ObjectMasks, find_masks
 from afield.distill.stages.rewind import rewound
+from afield.distill.stages.surface import load_surface, object_surface, save_surface
 from afield.distill.stages.tracks import ObjectTracks, track_object
 from afield.distill.stages.views import (
     contact_in_views,
@@ -66,9 +68,9 @@ from afield.skills import DescriptorBasis, Skill, mode_of
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-STAGES = ("hands", "cameras", "depth", "masks", "tracks", "contact", "views", "fit")
+STAGES = ("hands", "cameras", "depth", "masks", "surface", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 7
+VERSION = 8
 """Changes when the results of an older version are worth nothing any more."""
 
 
@@ -125,6 +127,8 @@ class Parts(TypedDict, total=False):
     cameras: CameraPath
     depth: DepthMaps
     masks: ObjectMasks
+    surface: Float[np.ndarray, "h w"]
+    """Depth of the last frame before the hand comes, at full size, fine on the object."""
     tracks: ObjectTracks
     contact: Contact
     observation: Observation
@@ -141,6 +145,8 @@ class Distilled:
     cameras: CameraPath
     depth: DepthMaps
     masks: ObjectMasks
+    surface: Float[np.ndarray, "h w"]
+    """Depth of the last frame before the hand comes, at full size, fine on the object."""
     tracks: ObjectTracks
     contact: Contact
     observation: Observation
@@ -206,7 +212,11 @@ def distill_video(
         *("masks", ObjectMasks.load, ObjectMasks.save),
         lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
     )
-    known, mask = depth.reference(video.size), masks.masks[free[-1]]
+    coarse, mask, finer = depth.reference(video.size), masks.masks[free[-1]], None
+    if config.depth == "plane-sweep" and sensed is None:
+        look = partial(object_surface, video, cameras, mask, coarse, free[-1], progress=progress)
+        finer = run.stage("surface", load_surface, save_surface, look)
+    known = parts["surface"] = coarse if finer is None else finer
     tracks = parts["tracks"] = run.stage(
         *("tracks", ObjectTracks.load, ObjectTracks.save),
         lambda: track_object(
@@ -215,12 +225,9 @@ def distill_video(
             progress=progress,
         ),
     )
-    frames = video.frames if config.depth == "plane-sweep" and sensed is None else None
-    contact = parts["contact"] = run.stage(
-        *("contact", Contact.load, Contact.save),
-        lambda: find_contact(cameras, hands, tracks, mask, known, frames, progress=progress),
-    )
-    own = posed_views(video, cameras, depth, masks.masks, narration)
+    look = partial(find_contact, cameras, hands, tracks, mask, known)
+    contact = parts["contact"] = run.stage("contact", Contact.load, Contact.save, look)
+    own = posed_views(video, cameras, depth, masks.masks, narration, finer)
     observation, labels, basis = run.stage(
         *("views", load_labels, save_labels),
         lambda: _views(own, video, cameras, masks, tracks, contact, config, backwards, progress),
@@ -233,7 +240,9 @@ def distill_video(
             *("fit", Skill.load, Skill.save),
             lambda: make_skill(observation, labels, basis, narration, config, checkpoint=checkpoint, progress=progress),
         )
-    return Distilled(video, hands, cameras, depth, masks, tracks, contact, observation, labels, skill, backwards)
+    return Distilled(
+        *(video, hands, cameras, depth, masks, known, tracks, contact, observation, labels, skill, backwards)
+    )
 
 
 class Runner:
@@ -323,6 +332,7 @@ def _depends(stage: str) -> tuple[str, ...]:
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
         "masks": ("box", "click", "object_masks", "masks"),
+        "surface": (),
         "tracks": ("tracker", "points"),
         "contact": (),
         "views": ("views", "extractor", "horizon", "narration"),

@@ -21,6 +21,9 @@ DETAIL, TINT = 0.35, 0.06
 """A difference in the logarithm of brightness, or in the share of a colour, that counts fully."""
 CLEAR = 0.06
 """Relative jump in depth beside which a pixel's place is doubtful."""
+SAME = 0.3
+"""A difference in appearance that counts half. What looks quite different counts fully, whether a little more or less: to turn a
+bad match into a less bad one is no evidence."""
 FACING = 0.08
 """Cosine between a surface and the line of sight below which it is not seen any more."""
 
@@ -93,7 +96,7 @@ class Surface:
         """By how much better a motion explains each square of the reference frame than standing still, -1 to 1."""
         stay, lost = self.difference(frame, np.eye(4)[None])
         go, gone = self.difference(frame, motion)
-        better = _cut(stay) - _cut(go)
+        better = unlikeness(stay) - unlikeness(go)
         better[:, lost[0]] = 0.0
         better[gone] = 0.0
         count = int(self.block.max()) + 1
@@ -163,9 +166,10 @@ def surface_normals(path: CameraPath, depth: Float[np.ndarray, "h w"], frame: in
     return normals * np.where(towards < 0, -1.0, 1.0)
 
 
-def _cut(difference: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
-    """The length of a difference, at most 1."""
-    return np.minimum(np.linalg.norm(difference, axis=-1), 1.0)
+def unlikeness(difference: Float[np.ndarray, "*n 3"]) -> Float[np.ndarray, "*n"]:
+    """0 where there is no difference, 1 where it is large (Geman and McClure's robust loss)."""
+    square = (difference**2).sum(axis=-1)
+    return square / (square + SAME**2)
 
 
 def _sample(picture: Float[np.ndarray, "p q 3"], pixels: Float[np.ndarray, "*n 2"]) -> Float[np.ndarray, "*n 3"]:

@@ -11,11 +11,13 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from scipy.spatial import KDTree
 from tqdm import tqdm
 
 from afield.perception.cameras import CameraPath
-from afield.perception.direct import Surface, make_surface
+from afield.perception.direct import Surface, make_surface, unlikeness
 from afield.perception.hand_witness import HandWitness
 
 Kind = Literal["slide", "hinge"]
@@ -38,21 +40,31 @@ BELONGS = 0.1
 SIMPLER = 0.95
 """A slide is believed if it explains at least such a share of what the best hinge explains."""
 NEIGHBOURS = 12
-"""Points that vote on whether a point between them moves."""
+"""Points around each that it hardly moves without, or rests without."""
+CLEAR = 1.0
+"""Summed gain of a point from which on it is quite clear that it moves."""
+TIED, BEND, STEP = 1.0, 0.1, 0.02
+"""What it costs to part two neighbours on a flat surface; one minus the cosine of the angle between their sides, and the
+step from one to the other as a share of the object's size, beyond which it costs much less."""
 FRAME_JUMP = 12.0
 """The same penalty from one frame to the next."""
 UNSEEN = 0.65
 """What a point that cannot be seen counts, as a difference in appearance: turning all points away must not be a gain."""
+ATTACHED = 0.035, 0.08
+"""A hinge lies at the edge of what turns about it: so far, as a share of the object's diagonal, its axis may pass by the nearest
+of that, and within so much more what it explains is given up."""
+SLICES, REACHES = 8, 0.25
+"""Slices of the part across the axis, and the share of them that has to reach it."""
 HELD = 0.15
 """The same as `HAND` where the part is followed, beside what all its points would add that look right."""
-UNCLEAR = 0.3
-"""Summed gain of a point below which it follows its neighbours."""
 HOPELESS = 0.6
 """A candidate that explains less than such a share of what the best one explains is not shifted."""
 LEAN = {"hinge": np.radians(4.0), "slide": np.radians(20.0)}
 """Axes of furniture run along its edges, give or take so much; ways of what is pushed or lifted less so."""
+ASIDE = 0.03
+"""A refined axis stays near the edge at which it was found, give or take so much of the object's diagonal."""
 TRUST = 0.03
-"""How much worse an explanation is, as a mean difference in appearance, whose axis leans by that much."""
+"""How much worse an explanation is, as a mean difference in appearance, whose axis leans or has gone aside by that much."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,10 @@ class Joint:
     amounts: Float[np.ndarray, "f"]
     """How far it has gone in some frames: radians, or lengths of the world."""
     score: float = 0.0
+    place: Float[np.ndarray, "3"] | None = None
+    """A point that a hinge's axis is expected to pass through ..."""
+    aside: float = 1.0
+    """... give or take such a length of the world."""
 
     def motion(self, amount: Float[np.ndarray, "*m"]) -> Float[np.ndarray, "*m 4 4"]:
         """How the part moves."""
@@ -133,7 +149,8 @@ def score_joint(
     Under them one set of squares gains most, and the hand, if there is one, stays with one spot of the part.
 
     Returns:
-        The amounts, what each square gains over all frames, and the sum of what is gained, the hand's agreement included.
+        The amounts, what each square gains over all frames, and the sum of what is gained, the hand's agreement included and
+        times how well the axis is attached to what turns about it.
     """
     poses, every = motions(twist, amounts), np.arange(len(frames))
     gain = np.stack([surface.gain(int(frame), poses) for frame in frames])
@@ -148,7 +165,21 @@ def score_joint(
         if last or not member.any():
             break
         score = gain[:, :, member].sum(axis=2)
-    return amounts[chosen], square, float(np.maximum(square, 0).sum() + agreed[spot, every, chosen].sum())
+    total = float(np.maximum(square, 0).sum() + agreed[spot, every, chosen].sum())
+    return amounts[chosen], square, total * attachment(surface, twist, (square > BELONGS)[surface.block])
+
+
+def attachment(surface: Surface, twist: Float[np.ndarray, "6"], member: Bool[np.ndarray, "n"]) -> float:
+    """1 where a hinge's axis touches what turns about it, down to 0 where it passes far from it; slides have no axis."""
+    turn, shift = twist[:3], twist[3:]
+    if not turn.any() or not member.any():
+        return 1.0
+    points = surface.points[member] - np.cross(turn, shift)
+    away, along = np.linalg.norm(np.cross(points, turn), axis=1), points @ turn
+    slices = np.array_split(along.argsort(), max(1, min(SLICES, len(along) // 5)))
+    diagonal = float(np.linalg.norm(np.ptp(surface.points, axis=0)))
+    nearest = float(np.quantile([np.quantile(away[one], 0.05) for one in slices], REACHES))
+    return float(np.exp(-((max(0.0, nearest / diagonal - ATTACHED[0]) / ATTACHED[1]) ** 2)))
 
 
 def _best_path(score: Float[np.ndarray, "s f a"], amounts: Float[np.ndarray, "a"]) -> tuple[Int[np.ndarray, "f"], int]:
@@ -256,15 +287,21 @@ def _mismatch(surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], memb
     return total / len(frames) + TRUST * float((_lean(joint)[1] ** 2).sum())
 
 
-def _lean(joint: Joint) -> tuple[Float[np.ndarray, "3 6"], Float[np.ndarray, "3"]]:
-    """How far axis or way lean, in units of what is expected, and its derivative."""
+def _lean(joint: Joint) -> tuple[Float[np.ndarray, "k 6"], Float[np.ndarray, "k"]]:
+    """How far axis or way lean, and the axis has gone aside, in units of what is expected, and its derivative."""
     rows = np.zeros((3, 6))
     turn, shift = joint.twist[:3], joint.twist[3:]
     if joint.kind == "slide":
         rows[:, 3:] = np.eye(3)
         return rows / LEAN["slide"], (shift - joint.main) / LEAN["slide"]
     rows[:, :3] = np.eye(3)
-    return rows / LEAN["hinge"], (turn - joint.main) / LEAN["hinge"]
+    rows, lean = rows / LEAN["hinge"], (turn - joint.main) / LEAN["hinge"]
+    if joint.place is None:
+        return rows, lean
+    # Where the axis passes through the place, the place does not move.
+    moves = shift + np.cross(turn, joint.place)
+    beside = np.column_stack([*(np.cross(axis, joint.place) for axis in np.eye(3)), np.eye(3)])
+    return np.concatenate((rows, beside / joint.aside)), np.concatenate((lean, moves / joint.aside))
 
 
 def _unit(joint: Joint, twist: Float[np.ndarray, "6"], amounts: Float[np.ndarray, "f"]) -> Joint:
@@ -383,8 +420,13 @@ def _improve(
 ) -> Joint:
     """Amounts, members and joint in turn."""
     amounts = TURNS if joint.kind == "hinge" else WAYS * diagonal
-    best = joint
-    chosen, square, _ = score_joint(surface, joint.twist, moments, amounts, hand)
+    chosen, square, score = score_joint(surface, joint.twist, moments, amounts, hand)
+    best = replace(joint, amounts=chosen, score=score)
+    if joint.kind == "hinge":
+        turn, shift = joint.twist[:3], joint.twist[3:]
+        middle = surface.points[(square > BELONGS)[surface.block]].mean(axis=0) if (square > BELONGS).any() else 0.0
+        foot = np.cross(turn, shift)
+        joint = replace(joint, place=foot + turn * (turn @ (middle - foot)), aside=ASIDE * diagonal)
     for _ in range(3):
         member = np.flatnonzero((square > BELONGS)[surface.block])
         if len(member) < 20:
@@ -394,7 +436,8 @@ def _improve(
         room = 0.1 * (high - low)
         grid = np.linspace(low - room, high + room, 41)
         chosen, square, score = score_joint(surface, joint.twist, moments, grid, hand)
-        best = replace(joint, amounts=chosen, score=score)
+        if score > best.score:
+            best = replace(joint, amounts=chosen, score=score)
     return best
 
 
@@ -449,19 +492,38 @@ def _likeness(
 def moving_part(
     surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], amounts: Float[np.ndarray, "f"]
 ) -> Bool[np.ndarray, "n"]:
-    """Which points move: those that a motion explains better than rest, and undecided ones as most of their neighbours."""
+    """Which points move: those that a motion explains better than rest, with few borders but where the surface bends or steps."""
     total = np.zeros(len(surface.points))
     for frame, amount in zip(frames, amounts, strict=True):
         stay, lost = surface.difference(int(frame), np.eye(4)[None])
         go, gone = surface.difference(int(frame), joint.motion(np.array([amount])))
-        better = np.minimum(np.linalg.norm(stay[0], axis=-1), 1) - np.minimum(np.linalg.norm(go[0], axis=-1), 1)
-        total += np.where(lost[0] | gone[0], 0.0, better)
-    size = float(np.ptp(surface.points, axis=0).max())
-    place = np.column_stack((surface.points / size, 0.3 * surface.normals))
-    near = KDTree(place).query(place, k=min(NEIGHBOURS, len(place)))[1]
-    smooth = total[near].mean(axis=1)
-    decided = np.abs(smooth) > UNCLEAR
-    if not decided.any():
-        return smooth > 0
-    closest = KDTree(place[decided]).query(place, k=min(3, int(decided.sum())))[1].reshape(len(place), -1)
-    return np.where(decided, smooth > 0, (smooth[decided][closest] > 0).mean(axis=1) > 0.5)
+        total += np.where(lost[0] | gone[0], 0.0, unlikeness(stay[0]) - unlikeness(go[0]))
+    return least_cut(surface, np.clip(total, -CLEAR, CLEAR))
+
+
+def least_cut(surface: Surface, evidence: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+    """The division of a surface in two that goes against the least evidence and parts the fewest neighbours (a minimum cut).
+
+    Args:
+        surface: its points, of which near ones that look the same way are neighbours.
+        evidence: what it costs to leave a point out of the answer; if negative, to take it in.
+
+    Returns:
+        Which points are in the answer.
+    """
+    count, size = len(evidence), float(np.ptp(surface.points, axis=0).max())
+    near = np.asarray(KDTree(surface.points).query(surface.points, k=min(NEIGHBOURS + 1, count))[1])[:, 1:]
+    one, other = np.repeat(np.arange(count), near.shape[1]), near.reshape(-1)
+    bend = 1.0 - (surface.normals[one] * surface.normals[other]).sum(axis=1)
+    step = ((surface.points[other] - surface.points[one]) * surface.normals[one]).sum(axis=1) / size
+    tie = TIED / 2 * np.exp(-bend / BEND - (step / STEP) ** 2)
+    every, source, sink = np.arange(count), np.full(count, count), np.full(count, count + 1)
+    rows = np.concatenate((one, other, source, every))
+    columns = np.concatenate((other, one, every, sink))
+    costs = np.concatenate((tie, tie, np.maximum(evidence, 0), np.maximum(-evidence, 0)))
+    graph = csr_array((np.round(1000 * costs).astype(np.int32), (rows, columns)), shape=(count + 2, count + 2))
+    left = graph - maximum_flow(graph, count, count + 1).flow
+    left.eliminate_zeros()
+    answer = np.zeros(count + 2, bool)
+    answer[breadth_first_order(left, count, return_predecessors=False)] = True
+    return answer[:count]

@@ -94,6 +94,14 @@ def _sections(video: Video, found: Parts) -> Iterator[str]:
         )
     if "masks" in found:
         yield _section("Object masks", "", _strip(video, found, _even(every, STRIP), object_on))
+    if "surface" in found and "masks" in found and "depth" in found:
+        reference = found["depth"].frames[-1]
+        alone = np.where(found["masks"].masks[reference], found["surface"], 0.0).astype(np.float32)
+        yield _section(
+            "Surface",
+            "Depth of the object, pixel by pixel.",
+            _figure(_colored(alone), f"frame {video.read[reference]}"),
+        )
     if "tracks" in found:
         moving = found["tracks"].moving
         during = range(found["tracks"].reference, len(every))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from afield.artifacts import load_artifact, save_artifact
 from afield.distill.stages.hands import HandTrack
@@ -58,9 +58,6 @@ def find_contact(
     tracks: ObjectTracks,
     mask: Bool[np.ndarray, "h w"],
     depth: Float[np.ndarray, "h w"],
-    frames: UInt8[np.ndarray, "t h w 3"] | None = None,
-    *,
-    progress: bool = True,
 ) -> Contact:
     """The frames of first contact and release, and the region that is touched.
 
@@ -73,8 +70,6 @@ def find_contact(
         tracks: points of the object and the motion of its part.
         mask: the object in the reference frame of the tracks.
         depth: of that frame.
-        frames: the video, where depth comes from it alone and a closer look at the place of contact may better it.
-        progress: show progress bars.
 
     Raises:
         AfieldError: the part never begins to move, or no hand is near it when it does.
@@ -90,7 +85,7 @@ def find_contact(
     contact = first_touch(path, hands, tracks, onset)
     release = find_release(path, hands, tracks, onset)
     found = Found(path, hands, tracks, mask, depth)
-    region = touched(found, (contact, release), frames, progress=progress)
+    region = touched(found, (contact, release))
     return Contact(reference, contact, onset, release, region)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
@@ -16,7 +16,6 @@ from afield.distill.stages.hands import HandTrack
 from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
-from afield.perception.closer import Window, closer_depth
 from afield.perception.held_hand import LENGTHS, HandViews, HeldHand, locate_hand
 
 REACH = 0.018
@@ -43,10 +42,6 @@ ALONG = 2.0
 """How much less certain a located hand is along the line of sight than across it."""
 SHARE = 0.5
 """Of the way from where its pictures put a hand to where it rests on the object: both are believed alike."""
-LOOKS = 9
-"""Frames before the hand comes that a closer look compares."""
-AROUND = 0.3
-"""Of the hand's size: how far around it a closer look is taken."""
 LEAST_TOUCH = 4e-4
 """Square metres that the fingers of a hand touch at least."""
 SMALLEST = 10
@@ -106,13 +101,7 @@ class Found:
         return cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
 
 
-def touched(
-    found: Found,
-    held: tuple[int, int],
-    frames: UInt8[np.ndarray, "t h w 3"] | None = None,
-    *,
-    progress: bool = True,
-) -> Bool[np.ndarray, "h w"]:
+def touched(found: Found, held: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame whose points lie within a finger's width of the fingers.
 
     Where the part turns, the joints of the hand upon it are located from all frames from contact to release; otherwise the
@@ -121,8 +110,6 @@ def touched(
     Args:
         found: of the video so far.
         held: frames of first contact and of release.
-        frames: the video, where a closer look at depth is wanted.
-        progress: show progress bars.
 
     Raises:
         AfieldError: the hand touches nothing of the object.
@@ -130,8 +117,7 @@ def touched(
     views = hand_views(found, held)
     hand = None if views is None else locate_hand(views)
     if hand is not None and np.linalg.norm(hand.turn) < MOST_TURN:
-        finer = found if frames is None else looked_closer(found, held[0], frames, progress)
-        region = touched_by_held(finer, hand, held[0])
+        region = touched_by_held(found, hand, held[0])
         if region.sum() >= SMALLEST:
             return region
     return touched_in_frame(found, held[0])
@@ -192,30 +178,6 @@ def touched_by_held(found: Found, hand: HeldHand, contact: int) -> Bool[np.ndarr
     shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
     far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
     return found.region((far < HELD_REACH) & found.beside_hand(found.with_hand(contact)))
-
-
-def looked_closer(found: Found, contact: int, frames: UInt8[np.ndarray, "t h w 3"], progress: bool) -> Found:
-    """The same with depth that is finer on the object where the hand will be."""
-    path, hands, mask, depth, reference = found.path, found.hands, found.mask, found.depth, found.tracks.reference
-    frame = found.with_hand(contact)
-    rows, columns = found.pixels()
-    seen, _ = found.seen_in(frame)
-    margin = AROUND * hands.size[frame]
-    low, high = hands.landmarks[frame].min(axis=0) - margin, hands.landmarks[frame].max(axis=0) + margin
-    around = ((seen > low) & (seen < high)).all(axis=1)
-    others = [i for i in np.unique(np.linspace(0, reference, LOOKS + 1).astype(int)).tolist() if i != reference]
-    if not around.any() or len(others) < 2:
-        return found
-    rows, columns = rows[around], columns[around]
-    window: Window = (int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1)
-    near, far = np.quantile(depth[rows, columns], (0.02, 0.98))
-    sources = [(frames[i], path.camera(i)) for i in others]
-    limits = (0.9 * float(near), 1.1 * float(far))
-    closer = closer_depth(frames[reference], path.camera(reference), sources, window, *limits, progress=progress)
-    inside = (slice(window[1], window[3]), slice(window[0], window[2]))
-    finer = depth.copy()
-    finer[inside] = np.where(mask[inside], closer, depth[inside])
-    return replace(found, depth=finer)
 
 
 def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:

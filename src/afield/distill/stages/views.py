@@ -28,13 +28,24 @@ the object's, by this share of half the hull's size."""
 
 
 def posed_views(
-    video: Video, path: CameraPath, depth: DepthMaps, masks: Bool[np.ndarray, "t h w"], narration: str
+    video: Video,
+    path: CameraPath,
+    depth: DepthMaps,
+    masks: Bool[np.ndarray, "t h w"],
+    narration: str,
+    surface: Float[np.ndarray, "h w"] | None = None,
 ) -> Observation:
-    """The hands-free frames that have depth, as views with masks, in the size of the depth maps."""
+    """The hands-free frames that have depth, as views with masks, in the size of the depth maps.
+
+    A finer surface of the object in the last of them, the reference, takes the place of its depth where that is known.
+    """
     height, width = depth.depth.shape[1:]
     views = []
     for frame, known in zip(depth.frames, depth.depth, strict=True):
         mask = cv2.resize(masks[frame].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
+        if surface is not None and frame == depth.frames[-1]:
+            finer = cv2.resize(surface, (width, height), interpolation=cv2.INTER_NEAREST)
+            known = np.where(mask & (known > 0), finer, known)
         color = cv2.resize(video.frames[frame], (width, height), interpolation=cv2.INTER_AREA)
         views.append(View(f"frame{frame:05d}", small_camera(path.camera(frame), width, height), color, known, mask))
     extra = {"narration": narration, "metric": depth.metric, "reference": views[-1].name}
