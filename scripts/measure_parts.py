@@ -179,7 +179,12 @@ def _figures(bench: Bench, case: Case, weights: Sequence[float]) -> dict[str, tu
         figures[name] = (area_under_curve(score, case.on_part), hits(place))
     center = torch.tensor(objects[case.row.demo[0]].parts[case.row.demo[1]]["center"])
     middle = case.T_world_demo[:3, :3] @ center + case.T_world_demo[:3, 3]
-    for name, pair in {"features": centered, "local shape": formed, "both": joined}.items():
+    for name, pair in {
+        "features": centered,
+        "raw features": (shown, target),
+        "local shape": formed,
+        "both": joined,
+    }.items():
         for weight in weights:
             found = register(*pair, RegistrationConfig(features=weight))
             score = -torch.cdist(target.points, found.carry(shown.points[region])).amin(dim=-1)

@@ -69,7 +69,7 @@ def test_the_page_shows_every_stage(still: tuple[DoorVideo, Distilled, Path], tm
     given = vars(settings(video, focal=250.0))
     _, page = distill_from_files(video.frames, "open the door", tmp_path / "out", **given)
     text = page.read_text(encoding="utf-8")
-    titles = ["Hands", "Cameras", "Depth", "Object masks", "Surface", "Tracks", "Contact", "Views", "Fit"]
+    titles = ["Hands", "Cameras", "Depth", "Object masks", "Tracks", "Contact", "Views", "Fit"]
     assert re.findall("<h2>(.*?)</h2>", text) == titles
     for section in text.split("<h2>")[1:]:
         assert "data:image/jpeg" in section, section[:20]

@@ -706,6 +706,26 @@ def test_a_hinge_is_found_where_corners_slide_along_streaks() -> None:
     assert np.linalg.norm(np.cross(joint.twist[:3], joint.twist[3:])[:2] - [-0.2, 0.0]) < 0.015
 
 
+def test_a_refined_axis_does_not_depend_on_where_the_world_begins() -> None:
+    frames, path, mask, depth = streaked_door()
+    nothing, moments, axis = np.zeros(frames.shape[:3], bool), np.array([6, 8, 10, 12, 15]), np.array([0.0, 0.0, 1.0])
+    found = []
+    for origin in ([0.0, 0.0, 0.0], [2.0, 1.0, 1.0]):
+        poses = path.T_world_camera.clone()
+        poses[:, :3, 3] += torch.tensor(origin)
+        moved = replace(path, T_world_camera=poses)
+        surface = make_surface(frames, moved, mask, depth, 3, nothing, count=600, scale=1.0)
+        place = np.array([-0.17, 0.03, 0.0]) + origin
+        joint = Joint(
+            "hinge", np.concatenate((axis, -np.cross(axis, place))), axis, -DOOR_TURNS[moments], 0.0, place, 0.03
+        )
+        joint = refine_joint(surface, joint, moments, np.flatnonzero(surface.points[:, 0] - origin[0] < 0.2))
+        foot = np.cross(joint.twist[:3], joint.twist[3:]) - origin
+        found.append(foot - joint.twist[:3] * foot[2] / joint.twist[2])  # where it passes the middle's height
+    assert np.abs(found[0] - found[1]).max() < 0.002
+    assert np.abs(found[0] - [-0.2, 0.0, 0.0]).max() < 0.02
+
+
 def test_what_an_open_door_hid_at_first_is_not_judged(tmp_path: Path) -> None:
     camera = arc(1).camera(0)
     (tmp_path / "depth").mkdir()

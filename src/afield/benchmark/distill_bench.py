@@ -30,6 +30,7 @@ FIGURES = (
     "focal_error_percent",
     "depth_error_percent",
     "depth_coverage",
+    "surface_error_percent",
     "mask_iou",
     "hand_recall",
     "contact_frame_error",
@@ -136,15 +137,20 @@ def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     """All figures of one video; lengths are compared after the one scale that a video cannot tell was taken from the depth."""
     reference = found.contact.free_frame
     true_depth, mask = truth.depth(reference), truth.mask(reference)
-    depth = found.surface
+    depth = found.depth.reference(found.video.size)
     small = found.depth.depth[-1]
     known = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
     inside = mask & known
+
+    def off(depth: Float[np.ndarray, "h w"], where: Bool[np.ndarray, "h w"]) -> float:
+        return 100 * float(np.mean(np.abs(depth * scale - true_depth)[where] / true_depth[where]))
+
     figures: dict[str, float] = {
         **compare_cameras(found.cameras, truth.cameras, reference, scale, float(np.median(true_depth[mask]))),
-        "depth_error_percent": 100 * float(np.mean(np.abs(depth * scale - true_depth)[inside] / true_depth[inside])),
+        "depth_error_percent": off(depth, inside),
         "depth_coverage": float(inside.sum() / mask.sum()),
+        "surface_error_percent": off(found.surface, mask & found.masks.masks[reference]),
         "mask_iou": float(np.mean([_iou(found.masks.masks[i], truth.mask(i)) for i in range(len(truth.cameras))])),
         "hand_recall": hand_recall(found, truth),
         "contact_frame_error": float(abs(found.contact.contact_frame - truth.contact_frame)),

@@ -70,8 +70,10 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "surface", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 8
-"""Changes when the results of an older version are worth nothing any more."""
+VERSION = 7
+"""Changes when the results of an older version are worth nothing any more ..."""
+SURFACE_VERSION = 1
+"""... or only those from the stage `surface` on."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Parts(TypedDict, total=False):
     depth: DepthMaps
     masks: ObjectMasks
     surface: Float[np.ndarray, "h w"]
-    """Depth of the last frame before the hand comes, at full size, fine on the object."""
+    """Depth of the last frame before the hand comes, finer on the object; only where depth is the plane sweep."""
     tracks: ObjectTracks
     contact: Contact
     observation: Observation
@@ -146,7 +148,7 @@ class Distilled:
     depth: DepthMaps
     masks: ObjectMasks
     surface: Float[np.ndarray, "h w"]
-    """Depth of the last frame before the hand comes, at full size, fine on the object."""
+    """Depth of the last frame before the hand comes, at full size; finer on the object if it is the plane sweep's."""
     tracks: ObjectTracks
     contact: Contact
     observation: Observation
@@ -214,9 +216,10 @@ def distill_video(
     )
     coarse, mask, finer = depth.reference(video.size), masks.masks[free[-1]], None
     if config.depth == "plane-sweep" and sensed is None:
-        look = partial(object_surface, video, cameras, mask, coarse, free[-1], progress=progress)
-        finer = run.stage("surface", load_surface, save_surface, look)
-    known = parts["surface"] = coarse if finer is None else finer
+        make = partial(object_surface, video, cameras, mask, coarse, free[-1], progress=progress)
+        finer = run.stage("surface", load_surface, save_surface, make)
+        parts["surface"] = finer
+    known = coarse if finer is None else finer
     tracks = parts["tracks"] = run.stage(
         *("tracks", ObjectTracks.load, ObjectTracks.save),
         lambda: track_object(
@@ -225,8 +228,8 @@ def distill_video(
             progress=progress,
         ),
     )
-    look = partial(find_contact, cameras, hands, tracks, mask, known)
-    contact = parts["contact"] = run.stage("contact", Contact.load, Contact.save, look)
+    make = partial(find_contact, cameras, hands, tracks, mask, known)
+    contact = parts["contact"] = run.stage("contact", Contact.load, Contact.save, make)
     own = posed_views(video, cameras, depth, masks.masks, narration, finer)
     observation, labels, basis = run.stage(
         *("views", load_labels, save_labels),
@@ -315,7 +318,13 @@ def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str
     for name in ("box", "click"):  # as JSON gives them back
         settings[name] = list(settings[name]) if settings[name] is not None else None
     settings["fit"] = repr(config.fit)
-    return {"version": VERSION, "video": _stamp(path), "narration": narration, **settings}
+    return {
+        "version": VERSION,
+        "surface_version": SURFACE_VERSION,
+        "video": _stamp(path),
+        "narration": narration,
+        **settings,
+    }
 
 
 def _stamp(path: Path) -> list[str | int]:
@@ -332,7 +341,7 @@ def _depends(stage: str) -> tuple[str, ...]:
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
         "masks": ("box", "click", "object_masks", "masks"),
-        "surface": (),
+        "surface": ("surface_version",),
         "tracks": ("tracker", "points"),
         "contact": (),
         "views": ("views", "extractor", "horizon", "narration"),

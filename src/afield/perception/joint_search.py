@@ -40,7 +40,7 @@ BELONGS = 0.1
 SIMPLER = 0.95
 """A slide is believed if it explains at least such a share of what the best hinge explains."""
 NEIGHBOURS = 12
-"""Points around each that it hardly moves without, or rests without."""
+"""Nearest points to which each is tied."""
 CLEAR = 1.0
 """Summed gain of a point from which on it is quite clear that it moves."""
 TIED, BEND, STEP = 1.0, 0.1, 0.02
@@ -51,10 +51,10 @@ FRAME_JUMP = 12.0
 UNSEEN = 0.65
 """What a point that cannot be seen counts, as a difference in appearance: turning all points away must not be a gain."""
 ATTACHED = 0.035, 0.08
-"""A hinge lies at the edge of what turns about it: so far, as a share of the object's diagonal, its axis may pass by the nearest
-of that, and within so much more what it explains is given up."""
+"""A hinge lies at the edge of what turns about it: so far, as a share of the object's diagonal, its axis may pass from the
+nearest of that; at so much more, a third of what it explains is left."""
 SLICES, REACHES = 8, 0.25
-"""Slices of the part across the axis, and the share of them that has to reach it."""
+"""Slices of the part, one after the other along the axis, and the share of them that has to reach it."""
 HELD = 0.15
 """The same as `HAND` where the part is followed, beside what all its points would add that look right."""
 HOPELESS = 0.6
@@ -223,7 +223,7 @@ def refine_joint(
             where = np.r_[0:6, 6 + index]
             normal[np.ix_(where, where)] += rows.T @ (rows * weight[:, None])
             slope[where] += rows.T @ (weight * residual)
-        rows, lean = _lean(joint)
+        rows, lean = _lean(joint, middle)
         normal[:6, :6] += weigh * rows.T @ rows
         slope[:6] += weigh * rows.T @ lean
         before = current
@@ -284,11 +284,14 @@ def _mismatch(surface: Surface, joint: Joint, frames: Int[np.ndarray, "f"], memb
         found, lost = surface.difference(int(frame), joint.motion(np.array([amount])), member)
         size = np.minimum(np.linalg.norm(found, axis=-1), 1.0)
         total += float(np.where(lost, 0.5, size).mean())
-    return total / len(frames) + TRUST * float((_lean(joint)[1] ** 2).sum())
+    return total / len(frames) + TRUST * float((_lean(joint, np.zeros(3))[1] ** 2).sum())
 
 
-def _lean(joint: Joint) -> tuple[Float[np.ndarray, "k 6"], Float[np.ndarray, "k"]]:
-    """How far axis or way lean, and the axis has gone aside, in units of what is expected, and its derivative."""
+def _lean(joint: Joint, middle: Float[np.ndarray, "3"]) -> tuple[Float[np.ndarray, "k 6"], Float[np.ndarray, "k"]]:
+    """How far axis or way lean, and the axis has gone aside, in units of what is expected, after the derivative.
+
+    That is by a rotation about the middle and a shift, as in `refine_joint`.
+    """
     rows = np.zeros((3, 6))
     turn, shift = joint.twist[:3], joint.twist[3:]
     if joint.kind == "slide":
@@ -300,7 +303,7 @@ def _lean(joint: Joint) -> tuple[Float[np.ndarray, "k 6"], Float[np.ndarray, "k"
         return rows, lean
     # Where the axis passes through the place, the place does not move.
     moves = shift + np.cross(turn, joint.place)
-    beside = np.column_stack([*(np.cross(axis, joint.place) for axis in np.eye(3)), np.eye(3)])
+    beside = np.column_stack([*(np.cross(axis, joint.place - middle) for axis in np.eye(3)), np.eye(3)])
     return np.concatenate((rows, beside / joint.aside)), np.concatenate((lean, moves / joint.aside))
 
 
@@ -418,15 +421,15 @@ def _climb(
 def _improve(
     surface: Surface, joint: Joint, moments: Int[np.ndarray, "f"], diagonal: float, hand: HandWitness | None
 ) -> Joint:
-    """Amounts, members and joint in turn."""
+    """Amounts, members and joint in turn; the best of all rounds."""
     amounts = TURNS if joint.kind == "hinge" else WAYS * diagonal
     chosen, square, score = score_joint(surface, joint.twist, moments, amounts, hand)
-    best = replace(joint, amounts=chosen, score=score)
     if joint.kind == "hinge":
-        turn, shift = joint.twist[:3], joint.twist[3:]
-        middle = surface.points[(square > BELONGS)[surface.block]].mean(axis=0) if (square > BELONGS).any() else 0.0
-        foot = np.cross(turn, shift)
+        turn, foot = joint.twist[:3], np.cross(joint.twist[:3], joint.twist[3:])
+        member = (square > BELONGS)[surface.block]
+        middle = surface.points[member if member.any() else slice(None)].mean(axis=0)
         joint = replace(joint, place=foot + turn * (turn @ (middle - foot)), aside=ASIDE * diagonal)
+    best = replace(joint, amounts=chosen, score=score)
     for _ in range(3):
         member = np.flatnonzero((square > BELONGS)[surface.block])
         if len(member) < 20:
@@ -509,9 +512,12 @@ def least_cut(surface: Surface, evidence: Float[np.ndarray, "n"]) -> Bool[np.nda
         evidence: what it costs to leave a point out of the answer; if negative, to take it in.
 
     Returns:
-        Which points are in the answer.
+        Which points are in the answer; those for which nothing speaks are not.
     """
-    count, size = len(evidence), float(np.ptp(surface.points, axis=0).max())
+    count = len(evidence)
+    if count < 2:
+        return evidence > 0
+    size = max(float(np.ptp(surface.points, axis=0).max()), 1e-9)
     near = np.asarray(KDTree(surface.points).query(surface.points, k=min(NEIGHBOURS + 1, count))[1])[:, 1:]
     one, other = np.repeat(np.arange(count), near.shape[1]), near.reshape(-1)
     bend = 1.0 - (surface.normals[one] * surface.normals[other]).sum(axis=1)

@@ -99,7 +99,7 @@ def _sections(video: Video, found: Parts) -> Iterator[str]:
         alone = np.where(found["masks"].masks[reference], found["surface"], 0.0).astype(np.float32)
         yield _section(
             "Surface",
-            "Depth of the object, pixel by pixel.",
+            "Depth of the object, pixel by pixel; tracks and contact are found on it.",
             _figure(_colored(alone), f"frame {video.read[reference]}"),
         )
     if "tracks" in found:

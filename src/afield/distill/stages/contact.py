@@ -1,4 +1,4 @@
-"""Sixth stage: when the hand first touches and lets go, and where, as seen in the frame before it came."""
+"""Seventh stage: when the hand first touches and lets go, and where, as seen in the frame before it came."""
 
 from __future__ import annotations
 

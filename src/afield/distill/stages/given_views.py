@@ -1,4 +1,4 @@
-"""Part of the seventh stage, where views of the object come from elsewhere: what the video says is carried over to them.
+"""Part of the eighth stage, where views of the object come from elsewhere: what the video says is carried over to them.
 
 The views are a capture (`docs/captures.md`) with masks, whose first view shows the object as the reference frame of the video
 does, from the same place; its picture may be cropped or zoomed. That view ties the world of the capture to that of the video.

@@ -1,4 +1,4 @@
-"""Part of the seventh stage, for a video that begins in contact: the object as it was before, from views of it as it is after."""
+"""Part of the eighth stage, for a video that begins in contact: the object as it was before, from views of it as it is after."""
 
 from __future__ import annotations
 

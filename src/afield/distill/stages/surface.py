@@ -1,7 +1,7 @@
-"""Between masks and tracks: the object's surface in the reference frame, pixel by pixel.
+"""Fifth stage: the object's surface in the reference frame, pixel by pixel.
 
-The depth maps before are coarse and made for whole frames. Once it is known which pixels are the object, all frames before the
-hand comes are compared again there, at full resolution and between the nearest and farthest of its points only.
+The depth maps before are coarse and made for whole frames. Once it is known which pixels are the object, frames from before the
+hand comes are compared again there, at full resolution and at about the distances that it has in the coarse map.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ LOOKS = 9
 """Frames before the hand comes that are compared with the reference frame."""
 MARGIN = 10
 """Pixels around the object that are looked at too, so that its border is seen as one."""
-ROOM = 0.07
-"""Share by which the depth range is wider than what is known of the object."""
+KNOWN, ROOM = (0.02, 0.98), 0.07
+"""Quantiles of the object's coarse depth between which it is looked for, and the share by which that range is made wider."""
 FEWEST = 100
 """Pixels of the object with depth without which there is nothing to look closer at."""
 
@@ -61,7 +61,7 @@ def object_surface(
         min(width, int(columns.max()) + 1 + MARGIN),
         min(height, int(rows.max()) + 1 + MARGIN),
     )
-    near, far = np.quantile(depth[solid], (0.02, 0.98))
+    near, far = np.quantile(depth[solid], KNOWN)
     sources = [(video.frames[i], path.camera(i)) for i in others]
     limits = ((1 - ROOM) * float(near), (1 + ROOM) * float(far))
     closer = closer_depth(video.frames[reference], path.camera(reference), sources, window, *limits, progress=progress)

@@ -1,4 +1,4 @@
-"""Part of the sixth stage: what of the object the hand touches, as seen in the frame before it came."""
+"""Part of the seventh stage: what of the object the hand touches, as seen in the frame before it came."""
 
 from __future__ import annotations
 

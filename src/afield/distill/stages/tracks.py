@@ -1,4 +1,4 @@
-"""Fifth stage: points of the object in three dimensions through time, and how its moving part moves.
+"""Sixth stage: points of the object in three dimensions through time, and how its moving part moves.
 
 Where a frame has no depth of its own, a moving point is lifted by the rigid motion of the part that it belongs to: its place
 before the motion is known from many frames, so that the pixels of a few dozen points fix the part's pose in any frame (PnP).

@@ -1,4 +1,4 @@
-"""Seventh stage: the posed pictures and labels that an affordance function is fitted to."""
+"""Eighth stage: the posed pictures and labels that an affordance function is fitted to."""
 
 from __future__ import annotations
 
