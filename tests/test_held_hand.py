@@ -17,6 +17,7 @@ from afield.distill.stages.surface import object_surface
 from afield.distill.stages.touched import (
     REACH,
     Found,
+    believed,
     hand_views,
     pixels_per_meter,
     touched,
@@ -221,6 +222,16 @@ def test_a_hand_that_turns_farther_than_a_wrist_can_is_not_believed(monkeypatch:
     found, _ = plate_scene(65.0)
     monkeypatch.setattr("afield.distill.stages.touched.MOST_TURN", 0.1)  # it turns by 32 degrees
     assert (touched(found, HELD) == touched_in_frame(found, 3)).all()
+
+
+def test_a_hand_that_is_larger_than_it_looks_is_not_believed() -> None:
+    found, _ = plate_scene(65.0)
+    views = hand_views(found, HELD)
+    assert views is not None
+    hand = locate_hand(views)
+    assert hand is not None and believed(hand, views)
+    assert not believed(replace(hand, metre=1.05 * views.metre), views)
+    assert not believed(replace(hand, turn=np.array([0.0, 0.0, 1.3])), views)
 
 
 def test_what_is_touched_is_seen_beside_the_hand() -> None:

@@ -34,7 +34,10 @@ LEAST_TURN = 0.25
 """Radians that the part must turn for the hand upon it to be seen from sides enough to locate its joints."""
 FEWEST_FRAMES, MOST_FRAMES = 4, 12
 """In which the hand is found while it holds the part; more than the most tell nothing new."""
-MOST_TURN = 0.8
+LARGEST = 1.0
+"""A located hand is not believed if it is larger than its longest seen bones say, by this factor: they seldom say too little, and
+where the part's motion is wrong a hand is located far too large."""
+MOST_TURN = 1.2
 """Radians; a located hand that turns farther within its grip is not believed: no wrist does, so the motion must be wrong."""
 HELD_REACH = 0.024
 """Metres from the bones of a located hand to what it touches: to the skin, and a finger's width."""
@@ -116,11 +119,16 @@ def touched(found: Found, held: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """
     views = hand_views(found, held)
     hand = None if views is None else locate_hand(views)
-    if hand is not None and np.linalg.norm(hand.turn) < MOST_TURN:
+    if views is not None and hand is not None and believed(hand, views):
         region = touched_by_held(found, hand, held[0])
         if region.sum() >= SMALLEST:
             return region
     return touched_in_frame(found, held[0])
+
+
+def believed(hand: HeldHand, views: HandViews) -> bool:
+    """Whether a located hand turns within its grip as a wrist can, and is no larger than it looks."""
+    return float(np.linalg.norm(hand.turn)) < MOST_TURN and hand.metre < LARGEST * views.metre
 
 
 def hand_views(found: Found, held: tuple[int, int]) -> HandViews | None:
