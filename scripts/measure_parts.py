@@ -11,7 +11,7 @@ descriptor points out lies on the part (within 1 cm, as the benchmark counts con
   averages over crops that are turned by quarter turns.
 - local shape: the same with how points spread around each point, within several radii, instead of features; and joined.
 - alignment: the score is the distance to the carried region, the place is the carried middle of the demonstrated part. Also
-  with local shape as features, and with the better of the shown object and its mirror image.
+  with features that are not centered, with local shape as features, and with the better of the shown object and its mirror image.
 """
 
 from __future__ import annotations

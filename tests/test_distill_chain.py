@@ -17,18 +17,22 @@ from test_drawn_views import generator, sheet
 
 from afield.capture import read_capture, write_capture
 from afield.distill.fit import FitConfig
-from afield.distill.from_video import DistillConfig, Distilled, distill_video
+from afield.distill.from_video import DistillConfig, Distilled, Parts, distill_video
 from afield.distill.hull import canonical_frame, hull_distance, seen_box
 from afield.distill.labels import Flow, check_labels
 from afield.distill.stages import drawn_views
 from afield.distill.stages.given_views import CaptureViews, GivenViews, ViewSource, tie_views
 from afield.distill.stages.rewind import rewound
+from afield.distill.stages.tracks import track_object
 from afield.errors import AfieldError
 from afield.fields.affordance_grid import GridConfig
 from afield.geometry import transform_points
 from afield.observation import Observation, View
+from afield.perception.given_tracks import GivenTracks
+from afield.perception.tracks import PointTracks, tracker_by_name
 from afield.pipeline import distill_from_files
 from afield.skills import Skill
+from afield.view.distill_page import _sections
 
 TINY = FitConfig(grid=GridConfig(32, 24, 3, 4, 8), coarse=24, steps=60, rays=160, flow_steps=120)
 WAY = 2 * 0.2 * np.sin(OPENED / 2)
@@ -74,6 +78,26 @@ def test_the_page_shows_every_stage(still: tuple[DoorVideo, Distilled, Path], tm
     for section in text.split("<h2>")[1:]:
         assert "data:image/jpeg" in section, section[:20]
     assert "class='stopped'" not in text
+
+
+def test_the_page_shows_the_surface_where_one_was_looked_at(still: tuple[DoorVideo, Distilled, Path]) -> None:
+    _, found, _ = still
+    parts = Parts(depth=found.depth, masks=found.masks)
+    assert re.findall("<h2>(.*?)</h2>", "".join(_sections(found.video, parts))) == ["Depth", "Object masks"]
+    page = "".join(_sections(found.video, Parts(**parts, surface=found.surface)))
+    assert re.findall("<h2>(.*?)</h2>", page) == ["Depth", "Object masks", "Surface"]
+    assert "data:image/jpeg" in page.split("<h2>Surface")[1]
+
+
+@pytest.mark.parametrize("tracker", ["lucas-kanade", "given"])
+def test_an_object_too_small_to_be_followed_is_told(still: tuple[DoorVideo, Distilled, Path], tracker: str) -> None:
+    _, found, _ = still
+    mask = np.zeros(found.surface.shape, bool)
+    mask[100:108, 100:108] = True
+    follower = GivenTracks(PointTracks(found.tracks.pixels, found.tracks.seen), Path("tracks.npz"))
+    own = follower if tracker == "given" else tracker_by_name(tracker)
+    with pytest.raises(AfieldError, match="Stage tracks: the object is too small in the picture"):
+        track_object(found.video, found.cameras, mask, found.surface, 3, found.hands, own, progress=False)
 
 
 def test_the_page_of_a_video_that_stops_shows_how_far_the_stages_came(

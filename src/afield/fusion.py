@@ -154,6 +154,7 @@ class _Part:
     centers: Float[Tensor, "n 3"]
 
     def select(self, keep: Bool[Tensor, "n"]) -> _Part:
+        """Those points alone."""
         return _Part(self.points[keep], self.colors[keep], self.centers[keep])
 
 
@@ -301,6 +302,7 @@ def _merge_voxels(part: _Part, side: float) -> _Part:
     _, inverse, count = torch.unique(key, return_inverse=True, return_counts=True)
 
     def mean(values: Float[Tensor, "n 3"]) -> Tensor:
+        """Of the points in each voxel."""
         return torch.zeros(len(count), 3).index_add_(0, inverse, values) / count[:, None]
 
     return _Part(mean(part.points), mean(part.colors), mean(part.centers))

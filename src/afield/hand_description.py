@@ -181,6 +181,7 @@ def _checked(key: str, value: Any, path: Path) -> Any:
     """One entry of the JSON file, converted to the type of the dataclass field."""
 
     def fail(expected: str) -> AfieldError:
+        """The error that names file, entry and what was expected."""
         return AfieldError(f"'{key}' in the hand description {path} is {value!r}, but must be {expected}.")
 
     if key in ("palm_center", "palm_normal", "finger_direction"):

@@ -67,6 +67,7 @@ def moved(value: T, device: torch.device | str | None, dtype: torch.dtype | None
     """A copy of a dataclass whose tensors, also nested ones, are on `device`, the floating ones in `dtype`."""
 
     def move(item: Any) -> Any:
+        """A tensor, a tuple, or a dataclass that holds some; anything else as it is."""
         if isinstance(item, Tensor):
             return item.to(device=device, dtype=dtype if item.is_floating_point() else None)
         if isinstance(item, tuple):

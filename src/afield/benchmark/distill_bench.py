@@ -142,15 +142,11 @@ def compare(found: Distilled, truth: Truth, task: HandTask) -> dict[str, float]:
     known = cv2.resize(small, depth.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0
     scale = float(np.median((true_depth / np.maximum(depth, 1e-6))[mask & known]))
     inside = mask & known
-
-    def off(depth: Float[np.ndarray, "h w"], where: Bool[np.ndarray, "h w"]) -> float:
-        return 100 * float(np.mean(np.abs(depth * scale - true_depth)[where] / true_depth[where]))
-
     figures: dict[str, float] = {
         **compare_cameras(found.cameras, truth.cameras, reference, scale, float(np.median(true_depth[mask]))),
-        "depth_error_percent": off(depth, inside),
+        "depth_error_percent": _percent_off(depth * scale, true_depth, inside),
         "depth_coverage": float(inside.sum() / mask.sum()),
-        "surface_error_percent": off(found.surface, mask & found.masks.masks[reference]),
+        "surface_error_percent": _percent_off(found.surface * scale, true_depth, mask & found.masks.masks[reference]),
         "mask_iou": float(np.mean([_iou(found.masks.masks[i], truth.mask(i)) for i in range(len(truth.cameras))])),
         "hand_recall": hand_recall(found, truth),
         "contact_frame_error": float(abs(found.contact.contact_frame - truth.contact_frame)),
@@ -261,6 +257,13 @@ def median_of(values: list[float | None], figure: str) -> float:
 
 def _iou(a: Bool[np.ndarray, "h w"], b: Bool[np.ndarray, "h w"]) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def _percent_off(
+    depth: Float[np.ndarray, "h w"], true: Float[np.ndarray, "h w"], where: Bool[np.ndarray, "h w"]
+) -> float:
+    """Mean error of depth in a mask, in per cent of the true one."""
+    return 100 * float(np.mean(np.abs(depth - true)[where] / true[where]))
 
 
 def _points(camera: Camera, depth: Float[np.ndarray, "h w"], mask: Bool[np.ndarray, "h w"]) -> Float[Tensor, "n 3"]:

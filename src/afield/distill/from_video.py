@@ -217,8 +217,7 @@ def distill_video(
     coarse, mask, finer = depth.reference(video.size), masks.masks[free[-1]], None
     if config.depth == "plane-sweep" and sensed is None:
         make = partial(object_surface, video, cameras, mask, coarse, free[-1], progress=progress)
-        finer = run.stage("surface", load_surface, save_surface, make)
-        parts["surface"] = finer
+        finer = parts["surface"] = run.stage("surface", load_surface, save_surface, make)
     known = coarse if finer is None else finer
     tracks = parts["tracks"] = run.stage(
         *("tracks", ObjectTracks.load, ObjectTracks.save),

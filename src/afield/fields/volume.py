@@ -77,6 +77,7 @@ class Volume:
         u, v, w = share.unbind(dim=-2)
 
         def edge(offset: int) -> tuple[Tensor, Tensor]:
+            """Values along an edge of the cell in the first direction, and their slope."""
             low, high = flat[first + offset], flat[first + offset + 1]
             slope = high - low
             return low + u * slope, slope

@@ -97,11 +97,8 @@ def _sections(video: Video, found: Parts) -> Iterator[str]:
     if "surface" in found and "masks" in found and "depth" in found:
         reference = found["depth"].frames[-1]
         alone = np.where(found["masks"].masks[reference], found["surface"], 0.0).astype(np.float32)
-        yield _section(
-            "Surface",
-            "Depth of the object, pixel by pixel; tracks and contact are found on it.",
-            _figure(_colored(alone), f"frame {video.read[reference]}"),
-        )
+        words = "Depth of the object, pixel by pixel; tracks and contact are found on it."
+        yield _section("Surface", words, _figure(_colored(alone), f"frame {video.read[reference]}"))
     if "tracks" in found:
         moving = found["tracks"].moving
         during = range(found["tracks"].reference, len(every))

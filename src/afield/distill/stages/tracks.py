@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from scipy.optimize import least_squares
 from scipy.spatial import KDTree
 from scipy.spatial.transform import Rotation
@@ -41,6 +41,8 @@ MOMENTS = 8
 """Frames in which the pictures are compared while a joint is searched for; twice as many refine it."""
 SURFACE = 2500
 """Points of the object that are compared."""
+SMALLEST = 200
+"""Pixels, two or more away from the border, without which an object is too small to be followed."""
 FEWEST = 8
 """Points without which there is no motion of a part."""
 TELLING = 25.0
@@ -113,6 +115,7 @@ def track_object(
         AfieldError: nothing of the object moves as a rigid part.
     """
     solid = mask & (depth > 0)
+    inner_part(solid)
     given = isinstance(tracker, GivenTracks)
     start = tracker.inside(solid, reference, count) if given else choose_points(video.frames[reference], solid, count)
     found = tracker.track(video.frames, start, reference, progress=progress)
@@ -245,17 +248,27 @@ def corner_motion(
     return points, moving, motion, fit
 
 
+def inner_part(mask: Bool[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w"]:
+    """What of a mask is two pixels or more away from its border.
+
+    Raises:
+        AfieldError: hardly anything, so that there is nothing to follow.
+    """
+    inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8))
+    if inner.sum() < SMALLEST:
+        raise AfieldError(
+            "Stage tracks: the object is too small in the picture, or has no depth; film closer, or give --depth."
+        )
+    return inner
+
+
 def choose_points(color: np.ndarray, mask: Bool[np.ndarray, "h w"], count: int) -> Float[np.ndarray, "n 2"]:
     """Corners inside the mask, away from its border, and an even grid where there are too few.
 
     Raises:
         AfieldError: the mask is too small.
     """
-    inner = cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8))
-    if inner.sum() < 200:
-        raise AfieldError(
-            "Stage tracks: the object is too small in the picture, or has no depth; film closer, or give --depth."
-        )
+    inner = inner_part(mask)
     spacing = max(3.0, 0.7 * float(np.sqrt(inner.sum() / count)))
     gray = cv2.cvtColor(color, cv2.COLOR_RGB2GRAY)
     corners = cv2.goodFeaturesToTrack(gray, count, 0.002, spacing, mask=inner)
