@@ -20,9 +20,9 @@ from afield.benchmark.distill_bench import truly_moving
 from afield.capture.hand_tasks import TASKS, task_by_name
 from afield.capture.hand_videos import Truth, VideoConfig, amounts, hand_path
 from afield.capture.human_hand import GRIP, OPEN, bend_hand
-from afield.distill.from_video import DistillConfig, Runner, distill_video, fingerprint
+from afield.distill.from_video import VERSIONS, DistillConfig, Runner, distill_video, fingerprint
 from afield.distill.stages.cameras import load_cameras, read_camera_file, save_cameras
-from afield.distill.stages.contact import find_contact, find_release, first_touch, motion_onset
+from afield.distill.stages.contact import GOES_ON, find_contact, find_release, first_touch, motion_onset
 from afield.distill.stages.depth import depth_from_files, free_run
 from afield.distill.stages.hands import HandTrack, begins_in_contact, find_hands, hands_from_masks, link
 from afield.distill.stages.masks import standing, with_handles
@@ -575,6 +575,22 @@ def test_contact_is_where_the_hand_comes_to_rest_before_the_motion() -> None:
         find_contact(path, hands, still, mask, depth)
 
 
+def test_points_that_slip_when_the_hand_comes_have_not_begun_to_move() -> None:
+    path, _, tracks, _, _ = scene_of_contact()
+    onset = motion_onset(path, tracks)
+    slipped = tracks.pixels + 1.8 * (np.arange(40) >= 13)[:, None, None].astype(np.float32) * [1.0, 0.0]
+    slipped = replace(tracks, pixels=slipped.astype(np.float32))
+    assert onset - GOES_ON <= motion_onset(path, slipped) <= onset
+    slow = 0.3 * np.clip(np.arange(40) - 15, 0, None)[:, None, None] * [0.0, 1.0]
+    slow[36:] += 1.5  # what is faster later has begun to move before
+    assert motion_onset(path, replace(tracks, pixels=(tracks.pixels[:1] + slow).astype(np.float32))) <= 21
+    covered = tracks.seen & ~((np.arange(40) > onset) & (np.arange(40) < onset + 8))[:, None]
+    assert abs(motion_onset(path, replace(tracks, seen=covered)) - onset) <= 1
+    rest = tracks.pixels[:1].repeat(40, 0)  # what never goes farther has moved nevertheless
+    little = replace(tracks, pixels=rest + 1.8 * (np.arange(40) >= 13)[:, None, None].astype(np.float32))
+    assert motion_onset(path, little) == 13
+
+
 def test_contact_is_found_where_a_resting_hand_jumps_and_is_lost_for_a_while() -> None:
     path, hands, tracks, _, _ = scene_of_contact()
     onset = motion_onset(path, tracks)
@@ -764,6 +780,16 @@ def test_stages_are_kept_until_something_before_them_changes(tmp_path: Path) -> 
     assert made[4:] == ["cameras", "masks"]
     with pytest.raises(AfieldError, match="no stage 'camera'; the stages are hands, cameras"):
         Runner(tmp_path / "out", "camera", {})
+
+
+def test_runs_of_an_older_version_keep_what_has_not_changed_since(tmp_path: Path) -> None:
+    made: list[str] = []
+    older = {"version": VERSIONS["version"], "surface_version": VERSIONS["surface_version"]}
+    for settings in (older, dict(VERSIONS), {**VERSIONS, "surface_version": 0}):
+        run = Runner(tmp_path / "out", None, settings)
+        for name in ("masks", "surface", "tracks", "contact", "views"):
+            run.stage(name, lambda _: None, lambda _, folder: folder.mkdir(parents=True), lambda n=name: made.append(n))
+    assert made[5:] == ["contact", "views", "surface", "tracks", "contact", "views"]
 
 
 def test_a_fit_does_not_go_on_from_what_was_fitted_to_other_stages(tmp_path: Path) -> None:

@@ -15,11 +15,15 @@ from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
 from afield.distill.stages.surface import object_surface
 from afield.distill.stages.touched import (
+    HELD_REACH,
+    PUSHED_HELD_REACH,
+    PUSHED_REACH,
     REACH,
     Found,
     believed,
     hand_views,
     pixels_per_meter,
+    pushed,
     touched,
     touched_by_held,
     touched_in_frame,
@@ -202,6 +206,42 @@ def test_a_hand_that_tells_nothing_of_its_depth_is_taken_from_one_frame() -> Non
     assert (touched(lost, HELD) == touched_in_frame(lost, 3)).all()
 
 
+def slid(found: Found, way: tuple[float, float, float]) -> Found:
+    """The same plate when it is slid while it is held; the camera looks along y."""
+    motion = np.repeat(np.eye(4, dtype=np.float32)[None], COUNT, axis=0)
+    motion[HELD[0] :, :3, 3] = np.linspace(0.0, 1.0, COUNT - HELD[0])[:, None] * way
+    return replace(found, tracks=replace(found.tracks, motion=motion))
+
+
+def test_a_hand_that_pushes_touches_less_than_one_that_pulls() -> None:
+    found, _ = plate_scene(65.0)
+    away, near = slid(found, (0.0, 0.2, 0.0)), slid(found, (0.0, -0.2, 0.0))
+    assert pushed(away, HELD) and not pushed(near, HELD)
+    for aside in (0.01, -0.01):
+        assert not pushed(slid(found, (0.2, aside, 0.0)), HELD)
+    assert (touched(near, HELD) == touched_in_frame(found, 3)).all()
+    assert (touched(away, HELD) == touched_in_frame(found, 3, PUSHED_REACH)).all()
+    less, more = touched(away, HELD), touched(near, HELD)
+    assert less.any() and not (less & ~more).any() and less.sum() < 0.8 * more.sum()
+
+
+def test_what_was_pulled_seems_pushed_in_a_video_seen_from_its_end() -> None:
+    found, _ = plate_scene(65.0)
+    near = slid(found, (0.0, 0.2, 0.0))
+    assert pushed(near, HELD) and not pushed(replace(near, backwards=True), HELD)
+    assert pushed(replace(slid(found, (0.0, -0.2, 0.0)), backwards=True), HELD)
+
+
+def test_so_does_a_located_hand() -> None:
+    found, _ = plate_scene(-65.0)
+    views = hand_views(found, HELD)
+    assert views is not None and pushed(found, HELD) and not pushed(plate_scene(65.0)[0], HELD)
+    hand = locate_hand(views)
+    assert hand is not None and believed(hand, views)
+    less, more = (touched_by_held(found, hand, 3, reach) for reach in (PUSHED_HELD_REACH, HELD_REACH))
+    assert (touched(found, HELD) == less).all() and not (less & ~more).any() and less.sum() < more.sum()
+
+
 def test_fingers_that_hide_behind_a_rim_touch_what_lies_beside_the_hand() -> None:
     found, _ = plate_scene(65.0)
     rows, columns = np.nonzero(found.mask)
@@ -213,6 +253,9 @@ def test_fingers_that_hide_behind_a_rim_touch_what_lies_beside_the_hand() -> Non
     beside = hidden.region(hidden.beside_hand(3, REACH))
     assert region.any() and (region == beside).all()
     assert not (region & ~found.mask).any()
+    assert touched_in_frame(hidden, 3, PUSHED_REACH).any()
+    farther = replace(hidden, hands=replace(hidden.hands, masks=np.roll(masks, -3, axis=1)))
+    assert (touched_in_frame(farther, 3, PUSHED_REACH) == touched_in_frame(farther, 3)).all()
     away = replace(hidden, hands=replace(hidden.hands, masks=np.roll(masks, -60, axis=1)))
     with pytest.raises(AfieldError, match="the fingers do not meet the object in frame 3"):
         touched_in_frame(away, 3)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -462,3 +464,19 @@ def test_processes_that_draw_inherit_the_driver_and_nothing_is_left_behind(monke
         assert pool.submit(os.getenv, "MUJOCO_GL", "").result() == variables.get("MUJOCO_GL", "")
         assert pool.submit(os.getenv, "OMP_NUM_THREADS").result() == "1"
     assert dict(os.environ) == before
+
+
+@pytest.mark.skipif(opengl_environment()[0] is None, reason="no OpenGL here")
+def test_what_is_under_way_ends_when_it_is_given_up() -> None:
+    before, begin = multiprocessing.active_children(), time.monotonic()
+
+    def give_up() -> None:
+        with drawing_pool(1) as pool:
+            assert pool.submit(os.getpid).result() != os.getpid()
+            pool.submit(time.sleep, 120)
+            raise AfieldError("enough")
+
+    with pytest.raises(AfieldError, match="enough"):
+        give_up()
+    assert time.monotonic() - begin < 100
+    assert [child for child in multiprocessing.active_children() if child not in before] == []

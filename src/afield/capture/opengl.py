@@ -14,6 +14,8 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
+from tqdm import tqdm
+
 from afield.errors import AfieldError
 
 P = ParamSpec("P")
@@ -53,6 +55,8 @@ def opengl_environment() -> tuple[dict[str, str] | None, str]:
 def drawing_pool(jobs: int = 0) -> Iterator[ProcessPoolExecutor]:
     """New processes in which MuJoCo finds its driver; they end when this one does, even if it is killed.
 
+    An exception in the body of the `with` ends at once all processes that were started in it, whatever they are at.
+
     Args:
         jobs: how many; 0 is one per core. The cores are shared out among them as threads, unless OMP_NUM_THREADS is set.
 
@@ -71,8 +75,18 @@ def drawing_pool(jobs: int = 0) -> Iterator[ProcessPoolExecutor]:
     os.environ.update({"OMP_NUM_THREADS": str(max(1, cores // jobs)), **before, **variables})
     try:
         context = multiprocessing.get_context("spawn")
+        others = multiprocessing.active_children()
         with ProcessPoolExecutor(jobs, context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:  # what is under way may take minutes, and nobody waits for it any more
+                pool.shutdown(wait=False, cancel_futures=True)
+                own = set(multiprocessing.active_children()).difference(others)
+                for child in own:
+                    child.terminate()
+                for child in own:
+                    child.join()
+                raise
     finally:
         os.environ.clear()
         os.environ.update(before)
@@ -98,3 +112,4 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore, which a process that is ended would leave behind

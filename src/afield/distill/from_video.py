@@ -70,10 +70,8 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "surface", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSION = 7
-"""Changes when the results of an older version are worth nothing any more ..."""
-SURFACE_VERSION = 1
-"""... or only those from the stage `surface` on."""
+VERSIONS = {"version": 7, "surface_version": 1, "contact_version": 1}
+"""Each changes when older results are worth nothing any more: those of all stages, from `surface` on, from `contact` on."""
 
 
 @dataclass(frozen=True)
@@ -227,7 +225,7 @@ def distill_video(
             progress=progress,
         ),
     )
-    make = partial(find_contact, cameras, hands, tracks, mask, known)
+    make = partial(find_contact, cameras, hands, tracks, mask, known, backwards=backwards)
     contact = parts["contact"] = run.stage("contact", Contact.load, Contact.save, make)
     own = posed_views(video, cameras, depth, masks.masks, narration, finer)
     observation, labels, basis = run.stage(
@@ -318,8 +316,7 @@ def fingerprint(source: Path, narration: str, config: DistillConfig) -> dict[str
         settings[name] = list(settings[name]) if settings[name] is not None else None
     settings["fit"] = repr(config.fit)
     return {
-        "version": VERSION,
-        "surface_version": SURFACE_VERSION,
+        **VERSIONS,
         "video": _stamp(path),
         "narration": narration,
         **settings,
@@ -342,7 +339,7 @@ def _depends(stage: str) -> tuple[str, ...]:
         "masks": ("box", "click", "object_masks", "masks"),
         "surface": ("surface_version",),
         "tracks": ("tracker", "points"),
-        "contact": (),
+        "contact": ("contact_version",),
         "views": ("views", "extractor", "horizon", "narration"),
         "fit": ("fit",),
     }[stage]

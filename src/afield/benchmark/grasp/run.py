@@ -257,9 +257,5 @@ def _stage(
     pool: ProcessPoolExecutor, title: str, tasks: Iterable[tuple[Callable[..., None], tuple[Any, ...]]], progress: bool
 ) -> None:
     futures: list[Future[None]] = [pool.submit(function, *arguments) for function, arguments in tasks]
-    try:
-        for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=not progress):
-            future.result()
-    except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
+    for future in tqdm(as_completed(futures), total=len(futures), desc=title, disable=not progress):
+        future.result()

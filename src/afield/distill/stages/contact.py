@@ -18,6 +18,10 @@ from afield.perception.cameras import CameraPath
 
 STARTED = 1.0
 """The part moves once its points have left their places by so many pixels more than before."""
+FEWEST_SEEN = 4
+"""Moving points that tell how far they have gone."""
+GOES_ON = 3
+"""Frames: a part begins to move at most so many before its points have gone by `STARTED` farther; until then they only slip."""
 STAYS = 4.0, 0.06
 """Pixels, or a share of its size if that is more, by which a hand that has touched may be away from its place upon the object."""
 SOON = 3
@@ -58,6 +62,8 @@ def find_contact(
     tracks: ObjectTracks,
     mask: Bool[np.ndarray, "h w"],
     depth: Float[np.ndarray, "h w"],
+    *,
+    backwards: bool = False,
 ) -> Contact:
     """The frames of first contact and release, and the region that is touched.
 
@@ -70,6 +76,7 @@ def find_contact(
         tracks: points of the object and the motion of its part.
         mask: the object in the reference frame of the tracks.
         depth: of that frame.
+        backwards: whether the video is seen from its end.
 
     Raises:
         AfieldError: the part never begins to move, or no hand is near it when it does.
@@ -84,7 +91,7 @@ def find_contact(
         )
     contact = first_touch(path, hands, tracks, onset)
     release = find_release(path, hands, tracks, onset)
-    found = Found(path, hands, tracks, mask, depth)
+    found = Found(path, hands, tracks, mask, depth, backwards)
     region = touched(found, (contact, release))
     return Contact(reference, contact, onset, release, region)
 
@@ -92,31 +99,39 @@ def find_contact(
 def motion_onset(path: CameraPath, tracks: ObjectTracks) -> int:
     """The first of three frames in which the moving points have left their places.
 
+    Points that slip a little when a hand comes before them and then stay have not begun to move; where they never go farther,
+    they have.
+
     Raises:
-        AfieldError: they never do.
+        AfieldError: they never leave.
     """
     off = _distance_from_rest(path, tracks)
     before = np.nanmedian(off[max(0, tracks.reference - 10) : tracks.reference + 1])
     moved = off > before + STARTED
-    for frame in range(tracks.reference + 1, len(off) - 2):
-        if moved[frame : frame + 3].all():
-            return frame
-    raise AfieldError(
-        "Stage contact: the object does not begin to move in the video; check the box or the object masks."
-    )
+    left = [frame for frame in range(tracks.reference + 1, len(off) - 2) if moved[frame : frame + 3].all()]
+    if not left:
+        raise AfieldError(
+            "Stage contact: the object does not begin to move in the video; check the box or the object masks."
+        )
+    farther = np.flatnonzero((off > off[left[0]] + STARTED) & (np.arange(len(off)) > left[0]))
+    return max(left[0], int(farther[0]) - GOES_ON) if len(farther) else left[0]
 
 
 def _distance_from_rest(path: CameraPath, tracks: ObjectTracks) -> Float[np.ndarray, "t"]:
-    """Median distance in pixels of the moving points from where they would be seen had nothing moved."""
-    off = np.zeros(len(tracks.pixels))
-    for frame in range(len(off)):
+    """Median distance in pixels of the moving points from where they would be seen had nothing moved.
+
+    Where too few are seen, it is taken to change evenly.
+    """
+    frames = np.arange(len(tracks.pixels))
+    known = (tracks.seen & tracks.moving).sum(axis=1) >= FEWEST_SEEN
+    if not known.any():
+        return np.zeros(len(frames))
+    off = []
+    for frame in frames[known]:
         here = tracks.seen[frame] & tracks.moving
-        if here.sum() < 4:
-            off[frame] = off[frame - 1] if frame else 0.0
-            continue
-        found = path.camera(frame).project(torch.from_numpy(tracks.points[here]).float())[0].numpy()
-        off[frame] = np.median(np.linalg.norm(found - tracks.pixels[frame, here], axis=1))
-    return off
+        found = path.camera(int(frame)).project(torch.from_numpy(tracks.points[here]).float())[0].numpy()
+        off.append(np.median(np.linalg.norm(found - tracks.pixels[frame, here], axis=1)))
+    return np.interp(frames, frames[known], off)
 
 
 def first_touch(path: CameraPath, hands: HandTrack, tracks: ObjectTracks, onset: int) -> int:

@@ -20,6 +20,10 @@ from afield.perception.held_hand import LENGTHS, HandViews, HeldHand, locate_han
 
 REACH = 0.018
 """Metres: what of the object lies within a finger's width of a finger is touched."""
+PUSHED_REACH = 0.008
+"""The same of a hand that pushes: it rests on what it touches and does not reach around it. Chosen by IoU on rendered videos."""
+PUSHES = 0.1
+"""Least cosine between the way of what is pushed and the line of sight; sideways is neither pushed nor pulled."""
 FINGER_RADIUS = 0.007
 """Metres."""
 PALM = {(0, 9): 0.095, (5, 17): 0.068}
@@ -39,8 +43,8 @@ LARGEST = 1.0
 where the part's motion is wrong a hand is located far too large."""
 MOST_TURN = 1.2
 """Radians; a located hand that turns farther within its grip is not believed: no wrist does, so the motion must be wrong."""
-HELD_REACH = 0.024
-"""Metres from the bones of a located hand to what it touches: to the skin, and a finger's width."""
+HELD_REACH, PUSHED_HELD_REACH = 0.024, 0.022
+"""Metres from the bones of a located hand to what it touches: to the skin, and a finger's width; and where the hand pushes."""
 ALONG = 2.0
 """How much less certain a located hand is along the line of sight than across it."""
 SHARE = 0.5
@@ -64,6 +68,8 @@ class Found:
     """The object in the reference frame of the tracks."""
     depth: Float[np.ndarray, "h w"]
     """Of that frame; 0 is unknown."""
+    backwards: bool = False
+    """Whether the video is seen from its end, so that what is pushed comes near."""
 
     def with_hand(self, frame: int) -> int:
         """The frame nearest to a given one in which the hand was found."""
@@ -94,7 +100,9 @@ class Found:
         if not mask.any():
             return np.ones(len(rows), bool)
         off = np.asarray(distance_transform_edt(~mask)) / pixels_per_meter(self.hands, frame)
-        return off[rows.clip(0, len(off) - 1), columns.clip(0, off.shape[1] - 1)] < reach
+        (bottom, right), inside = np.array(off.shape) - 1, (rows >= 0) & (columns >= 0)
+        inside &= (rows <= bottom) & (columns <= right)
+        return inside & (off[rows.clip(0, bottom), columns.clip(0, right)] < reach)
 
     def region(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "h w"]:
         """A mask of the chosen ones without specks."""
@@ -105,7 +113,7 @@ class Found:
 
 
 def touched(found: Found, held: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame whose points lie within a finger's width of the fingers.
+    """Pixels of the reference frame whose points lie within a finger's width of the fingers, or nearer if they push.
 
     Where the part turns, the joints of the hand upon it are located from all frames from contact to release; otherwise the
     frame of first contact has to do.
@@ -117,13 +125,27 @@ def touched(found: Found, held: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     Raises:
         AfieldError: the hand touches nothing of the object.
     """
-    views = hand_views(found, held)
+    views, pushes = hand_views(found, held), pushed(found, held)
     hand = None if views is None else locate_hand(views)
     if views is not None and hand is not None and believed(hand, views):
-        region = touched_by_held(found, hand, held[0])
+        region = touched_by_held(found, hand, held[0], PUSHED_HELD_REACH if pushes else HELD_REACH)
         if region.sum() >= SMALLEST:
             return region
-    return touched_in_frame(found, held[0])
+    return touched_in_frame(found, held[0], PUSHED_REACH if pushes else REACH)
+
+
+def pushed(found: Found, held: tuple[int, int]) -> bool:
+    """Whether the hand pushes: from contact to release what it touches goes away from the camera.
+
+    The hand is seen, so it is between the camera and the part, and the camera is taken to be on the person's side.
+    """
+    frame = found.with_hand(held[0])
+    near = KDTree(found.seen_in(frame)[0]).query(found.hands.tips(frame))[1]
+    spot = np.median(found.surface()[near], axis=0)
+    motion = found.tracks.motion[held[0] : held[1] + 1].astype(float)
+    way = (motion[:, :3, :3] @ spot + motion[:, :3, 3] - spot).mean(axis=0) * (-1 if found.backwards else 1)
+    sight = spot - found.path.camera(frame).position.double().numpy()
+    return bool(way @ sight > PUSHES * np.linalg.norm(way) * np.linalg.norm(sight))
 
 
 def believed(hand: HeldHand, views: HandViews) -> bool:
@@ -163,11 +185,17 @@ def hand_views(found: Found, held: tuple[int, int]) -> HandViews | None:
     )
 
 
-def touched_by_held(found: Found, hand: HeldHand, contact: int) -> Bool[np.ndarray, "h w"]:
+def touched_by_held(found: Found, hand: HeldHand, contact: int, reach: float = HELD_REACH) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame near the fingers of a located hand.
 
     Its joints are surer across the line of sight than along it. Along it the hand is moved half of the way to where a finger
     would rest on what is seen of the object: fingers that push do, those behind a handle do not.
+
+    Args:
+        found: of the video so far.
+        hand: its joints, in the world before anything has moved.
+        contact: frame of first contact.
+        reach: metres from its bones within which the object is touched.
     """
     surface = found.surface()
     bones = np.concatenate([np.linspace(hand.joints[a], hand.joints[b], 6) for a, b in FINGER_BONES])
@@ -185,15 +213,20 @@ def touched_by_held(found: Found, hand: HeldHand, contact: int) -> Bool[np.ndarr
     bones = bones + SHARE * _resting_depth(beheld(bones), beheld(surface)) * hand.metre * sight
     shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
     far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
-    return found.region((far < HELD_REACH) & found.beside_hand(found.with_hand(contact)))
+    return found.region((far < reach) & found.beside_hand(found.with_hand(contact)))
 
 
-def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
+def touched_in_frame(found: Found, contact: int, reach: float = REACH) -> Bool[np.ndarray, "h w"]:
     """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
 
     The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
     thick as they are, rest on the object. Of fingers that reach over a rim hardly anything is seen; where they touch less than
     fingers do, all that lies beside the hand counts.
+
+    Args:
+        found: of the video so far.
+        contact: frame of first contact.
+        reach: metres from a finger's skin within which the object is touched; more if that would be nothing.
 
     Raises:
         AfieldError: the hand touches nothing of the object.
@@ -208,9 +241,11 @@ def touched_in_frame(found: Found, contact: int) -> Bool[np.ndarray, "h w"]:
     bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
     bones[:, 2] += _resting_depth(bones, surface)
     far = KDTree(bones).query(surface)[0]
-    region = found.region((far < REACH + FINGER_RADIUS) & found.beside_hand(frame))
+    region = found.region((far < reach + FINGER_RADIUS) & found.beside_hand(frame))
     if region.sum() < LEAST_TOUCH * scale**2 and hands.masks[frame].any() and hands.depth[frame].any():
-        region = found.region(found.beside_hand(frame, REACH))
+        region = found.region(found.beside_hand(frame, max(reach, BESIDE)))
+    if region.sum() < SMALLEST and reach < REACH:
+        return touched_in_frame(found, contact)
     if region.sum() < SMALLEST:
         raise AfieldError(
             f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
