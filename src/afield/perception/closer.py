@@ -96,6 +96,7 @@ def guided_filter(
     """
 
     def box(image: np.ndarray) -> np.ndarray:
+        """Mean over the window around every pixel."""
         return cv2.boxFilter(image, -1, (2 * radius + 1, 2 * radius + 1))
 
     mean = box(guide)

@@ -53,6 +53,7 @@ class _Abstraction(nn.Module):
     def forward(
         self, features: Float[Tensor, "n c"], place: Float[Tensor, "n 3"], centers: Int[Tensor, "m"]
     ) -> Float[Tensor, "m d"]:
+        """Features of the centers: the largest over all points around each, by channel."""
         row, column = ball_query(place, centers, self.radius)
         message = torch.cat((features[column], place[column] - place[centers[row]]), dim=-1)
         message = self.conv["local_nn"](message)
@@ -74,6 +75,7 @@ class _Propagation(nn.Module):
         wanted: Float[Tensor, "m 3"],
         skipped: Float[Tensor, "m e"],
     ) -> Float[Tensor, "m d"]:
+        """Features where they are wanted, joined with those that were skipped on the way."""
         squared, index = torch.cdist(wanted, place).square().topk(min(3, len(place)), largest=False)
         weight = 1 / squared.clamp_min(1e-16)
         carried = (features[index] * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)

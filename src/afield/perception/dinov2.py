@@ -53,6 +53,7 @@ class Attention(nn.Module):
         batch, count, _ = tokens.shape
 
         def heads(x: Tensor) -> Tensor:
+            """Channels divided among the heads, which come before the tokens."""
             return x.view(batch, count, HEADS, WIDTH // HEADS).transpose(1, 2)
 
         mixed = functional.scaled_dot_product_attention(

@@ -349,6 +349,7 @@ def find_joint(
     """
 
     def surface(**options: float | int) -> Surface:
+        """The object as points with what they look like, as rough or fine as asked for."""
         return make_surface(frames, path, mask, depth, reference, hidden, seed=seed, **options)  # pyright: ignore[reportArgumentType]
 
     rough, sharp = surface(count=700, blur=2.0), surface(count=1500, blur=1.0)
