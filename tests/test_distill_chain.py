@@ -24,6 +24,7 @@ from afield.distill.stages import drawn_views
 from afield.distill.stages.given_views import CaptureViews, GivenViews, ViewSource, tie_views
 from afield.distill.stages.rewind import rewound
 from afield.distill.stages.tracks import track_object
+from afield.distill.stages.views import contact_in_views, posed_views, small_region
 from afield.errors import AfieldError
 from afield.fields.affordance_grid import GridConfig
 from afield.geometry import transform_points
@@ -87,6 +88,24 @@ def test_the_page_shows_the_surface_where_one_was_looked_at(still: tuple[DoorVid
     page = "".join(_sections(found.video, Parts(**parts, surface=found.surface)))
     assert re.findall("<h2>(.*?)</h2>", page) == ["Depth", "Object masks", "Surface"]
     assert "data:image/jpeg" in page.split("<h2>Surface")[1]
+
+
+def test_the_contact_region_has_depth_wherever_the_surface_was_looked_at(
+    still: tuple[DoorVideo, Distilled, Path],
+) -> None:
+    """The sweep may know nothing there; elsewhere what it does not know stays unknown."""
+    _, found, _ = still
+    blind = replace(found.depth, depth=np.zeros_like(found.depth.depth))
+    surface = np.full(found.contact.region.shape, 0.7, np.float32)
+    given = (found.video, found.cameras, blind, found.masks.masks, "")
+    reference = posed_views(*given, surface, found.contact).views[-1]
+    region = small_region(found.contact, reference)
+    inside = region & reference.mask
+    assert inside.sum() > 20 and (reference.depth[inside] == np.float32(0.7)).all()
+    assert (reference.depth[~inside] == 0).all()
+    assert contact_in_views(Observation((reference,), name="one"), region)[-1].any()
+    with pytest.raises(AfieldError, match="the contact region has no depth"):
+        contact_in_views(Observation(posed_views(*given, surface).views[-1:], name="one"), region)
 
 
 @pytest.mark.parametrize("tracker", ["lucas-kanade", "given"])
@@ -165,9 +184,19 @@ def test_foreign_cameras_without_points_and_without_scale(tmp_path: Path) -> Non
     video = door_video(tmp_path / "v", arc=0.3)
     cameras = video.write_cameras("cameras.json", metric=False, scale=2.7)
     out = tmp_path / "out"
-    config = settings(video, cameras=cameras)
+    first = cv2.imread(str(video.folder / "object" / "000.png"), cv2.IMREAD_GRAYSCALE) > 0
+    rows, columns = np.nonzero(first)
+    box = (int(columns.min()) - 2, int(rows.min()) - 2, int(columns.max()) + 2, int(rows.max()) + 2)
+    assert box != video.box  # the camera goes on until the hand comes
+    config = settings(video, cameras=cameras, box=box, prompt_frame=0)
     found = distill_video(video.frames, "open the door", out, config, stop="views", progress=False)
     assert found.cameras.metric and found.depth.metric and not found.cameras.static
+    free = found.tracks.reference
+    truth = cv2.imread(str(video.folder / "object" / f"{free:03d}.png"), cv2.IMREAD_GRAYSCALE) > 0
+    assert (found.masks.masks[free] & truth).sum() / (found.masks.masks[free] | truth).sum() > 0.93
+    late = replace(config, prompt_frame=FREE + 4)
+    with pytest.raises(AfieldError, match=f"one of the frames 0 to {free}, in which the object is seen without a hand"):
+        distill_video(video.frames, "open the door", out, late, stop="views", progress=False)
     true = torch.stack([camera.T_world_camera for camera in video.cameras])
     assert float((found.cameras.T_world_camera - true).norm(dim=(1, 2)).max()) < 0.02
     assert len(found.observation.views) == 4

@@ -28,9 +28,11 @@ from afield.distill.from_video import DistillConfig, distill_video
 from afield.distill.recording import read_recording
 from afield.distill.stages.cameras import given_cameras
 from afield.distill.stages.depth import depth_from_network, depth_from_sensor
+from afield.distill.stages.masks import find_masks
 from afield.errors import AfieldError
 from afield.geometry import inverse_pose, matrix_to_quat_wxyz, rotation_angle
 from afield.perception.cameras import CameraPath, with_points
+from afield.perception.carried_prompt import carry_prompt
 from afield.perception.given_tracks import COTRACKER_VARIABLE, CoTracker, read_tracks
 from afield.perception.masks import mask_from_click
 from afield.perception.propagation import GrabCutFlow, MaskPropagator, Prompt, Sam2Video, mask_propagator_by_name
@@ -68,6 +70,65 @@ def test_clicks_that_mean_nothing_are_told() -> None:
         mask_from_click(ball_frames(1)[0][0], (160, 3))
     with pytest.raises(AfieldError, match="Nothing around the click"):
         mask_from_click(np.full((120, 160, 3), 90, np.uint8), (80, 60))
+
+
+def passing_frames(count: int = 7) -> tuple[np.ndarray, np.ndarray]:
+    """A camera that passes a box of 70 x 50 pixels, whose right side is nearer: it goes 4 pixels a frame to the left, the
+    left side 2, the ground 1. Frames, and left, top, right, bottom of the box in each.
+    """
+    wide, thing = noise_picture(200, 120) // 3, 130 + noise_picture(70, 50, seed=3) // 3
+    frames, boxes = [], []
+    for i in range(count):
+        left, right = 70 - 2 * i, 140 - 4 * i
+        frame = wide[:, 20 + i : 180 + i].copy()
+        frame[35:85, left:right] = cv2.resize(thing, (right - left, 50), interpolation=cv2.INTER_AREA)
+        frames.append(frame)
+        boxes.append((left, 35, right, 85))
+    return np.stack(frames), np.array(boxes, float)
+
+
+def test_a_box_drawn_in_another_frame_goes_with_every_side_of_the_object() -> None:
+    frames, boxes = passing_frames()
+    for order in (1, -1):
+        drawn = boxes[::order][0] + [-4, -4, 4, 4]
+        found = carry_prompt(frames[::order], Prompt(box=tuple(drawn)))
+        assert found.box == pytest.approx(boxes[::order][-1] + [-4, -4, 4, 4], abs=2.5)
+
+
+def test_all_of_a_box_goes_where_no_object_stands_out() -> None:
+    frames, _ = passing_frames()
+    found = carry_prompt(frames, Prompt(box=(5, 95, 45, 118)))  # bare ground, which goes by one pixel a frame
+    assert found.box == pytest.approx((-1, 95, 39, 118), abs=2.5)
+
+
+def test_so_does_a_click_and_one_that_leaves_the_picture_is_told() -> None:
+    frames, _ = passing_frames()
+    assert carry_prompt(frames, Prompt(click=(132, 60))).click == pytest.approx((110, 60), abs=1.5)
+    assert carry_prompt(frames[:1], Prompt(click=(132, 60))).click == (132, 60)
+    video = Video(frames, np.arange(len(frames)) / 15, "passing", (320, 240), tuple(range(0, 14, 2)))
+    hidden = np.zeros(frames.shape[:3], bool)
+    with pytest.raises(
+        AfieldError, match="from frame 0 to 12, in which .*, what was marked has left the picture; give .* nearer"
+    ):
+        find_masks(video, Prompt(click=(4, 200)), 6, hidden, GrabCutFlow(), drawn=0, progress=False)
+
+
+def test_the_object_is_looked_for_where_a_box_from_another_frame_belongs() -> None:
+    frames, boxes = passing_frames()
+    video = Video(frames, np.arange(len(frames)) / 15, "passing", (160, 120), tuple(range(0, 14, 2)))
+    assert [video.nearest(number) for number in (0, 4, 5, 13)] == [0, 2, 2, 6]
+    assert [video.backwards().nearest(number) for number in (0, 4, 13)] == [6, 4, 0]
+    hidden = np.zeros(frames.shape[:3], bool)
+    prompt = Prompt(box=tuple(boxes[0] + [-3, -3, 3, 3]))
+    last = len(frames) - 1
+    rows, columns = np.mgrid[:120, :160]
+    left, top, right, bottom = boxes[last]
+    truth = (columns >= left) & (columns < right) & (rows >= top) & (rows < bottom)
+    there, here = (
+        find_masks(video, prompt, last, hidden, GrabCutFlow(), drawn=drawn, progress=False).masks[last]
+        for drawn in (0, None)
+    )
+    assert overlap(there, truth) > 0.93 > overlap(here, truth) + 0.03
 
 
 @pytest.mark.parametrize("prompt", [Prompt(box=(34, 29, 86, 81)), Prompt(click=(60, 55))])
@@ -118,6 +179,8 @@ def test_missing_and_other_models_are_named(tmp_path: Path) -> None:
         ({"click": (96, 5)}, r"click \(96, 5\) lies outside of the 96x64 picture"),
         ({"box": (120, 0, 140, 30)}, "lies outside of the 96x64 picture"),
         ({"box": (40, 0, 10, 30)}, "right must exceed left"),
+        ({"box": (4, 0, 40, 30), "prompt_frame": 14}, "--prompt-frame must be between 0 and 13"),
+        ({"prompt_frame": 3}, "--prompt-frame says where --box or --click were given; there is neither"),
     ],
 )
 def test_contradicting_prompts_stop_before_anything_is_written(
@@ -390,6 +453,7 @@ def test_cotracker_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.Monkey
         (["black.mp4"], "is black in 14 of 14 frames"),
         (["portrait.mp4", "--click", "70", "5"], "lies outside of the 64x96 picture"),
         (["portrait.mp4", "--click", "5", "5", "--box", "1", "1", "9", "9"], "--box and --click both say"),
+        (["portrait.mp4", "--click", "5", "5", "--prompt-frame", "-1"], "--prompt-frame must be between 0 and 13"),
         (["portrait.mp4", "--from", "camera"], "There is no stage 'camera'"),
         (["portrait.mp4", "--views", "none"], "There is no file or folder none (--views)"),
         (["portrait.mp4", "--hand-masks", "none"], "There is no file or folder none (--hand-masks)"),

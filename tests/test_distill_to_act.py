@@ -23,8 +23,9 @@ def test_a_drawer_opens_as_a_hand_has_shown_on_another_one(tmp_path: Path) -> No
     hand_models()  # `make setup` installs them; their absence is a failure here, not a reason to skip
     video = draw_elsewhere(render_video, tmp_path / "video", VideoConfig(task="open_drawer"), progress=False)
     # The box is the only help; the truth beside the video stands in for the person who draws it.
-    box = object_box(load_truth(tmp_path / "video" / "truth"), truth_reference(tmp_path))
-    found = distill_video(video, "open the drawer", tmp_path / "distilled", DistillConfig(box=box), progress=False)
+    frame = truth_reference(tmp_path)
+    config = DistillConfig(box=object_box(load_truth(tmp_path / "video" / "truth"), frame), prompt_frame=frame)
+    found = distill_video(video, "open the drawer", tmp_path / "distilled", config, progress=False)
     assert found.skill is not None and not found.skill.metric
 
     placed, camera = random_scene(Furniture.random("drawer", 3), 3)

@@ -15,18 +15,18 @@ from afield.capture.human_hand import FINGERS, GRIP, bend_hand
 from afield.distill.stages.hands import HandTrack
 from afield.distill.stages.surface import object_surface
 from afield.distill.stages.touched import (
-    HELD_REACH,
-    PUSHED_HELD_REACH,
-    PUSHED_REACH,
-    REACH,
+    BESIDE,
+    LEAST_TOUCH,
+    SMALLEST,
     Found,
+    Reach,
     believed,
+    far_from_located,
+    far_in_frame,
     hand_views,
     pixels_per_meter,
     pushed,
     touched,
-    touched_by_held,
-    touched_in_frame,
 )
 from afield.distill.stages.tracks import ObjectTracks
 from afield.errors import AfieldError
@@ -189,10 +189,23 @@ def test_the_region_is_what_lies_near_the_true_fingers() -> None:
         [np.linspace(joints[a], joints[a + 1], 20) for k in (1, 5, 9, 13, 17) for a in (k + 1, k + 2)]
     )
     true = np.zeros_like(found.mask)
-    true[found.pixels()] = KDTree(bones).query(found.surface())[0] < 0.024
+    true[found.pixels()] = KDTree(bones).query(found.surface())[0] < 0.033
     views = hand_views(found, HELD)
     assert views is not None and off(locate_hand(views), joints) < 0.02
     assert overlap(touched(found, HELD), true) > 0.6
+
+
+def within(found: Found, reach: float) -> np.ndarray:
+    """What lies so near the hand as the frame of first contact shows it."""
+    return found.region(far_in_frame(found, HELD[0]) < reach)
+
+
+def test_what_is_grasped_is_near_the_hand_as_it_is_located_and_as_one_frame_shows_it() -> None:
+    found, _ = plate_scene(65.0)
+    in_frame, located = far_in_frame(found, 3), far_from_located(found, HELD)
+    assert located is not None and np.abs(located - in_frame).max() > 0.005
+    both = found.region((in_frame + located) / 2 < 0.03)
+    assert both.any() and (touched(found, HELD, Reach(grasped=0.03)) == both).all()
 
 
 def test_a_hand_that_tells_nothing_of_its_depth_is_taken_from_one_frame() -> None:
@@ -203,7 +216,7 @@ def test_a_hand_that_tells_nothing_of_its_depth_is_taken_from_one_frame() -> Non
     seldom = np.where(np.isin(np.arange(COUNT), (3, 7, 11)), 2, 1)
     lost = replace(found, hands=replace(found.hands, state=seldom))
     assert hand_views(lost, HELD) is None
-    assert (touched(lost, HELD) == touched_in_frame(lost, 3)).all()
+    assert (touched(lost, HELD) == within(lost, Reach().grasped)).all()
 
 
 def slid(found: Found, way: tuple[float, float, float]) -> Found:
@@ -219,8 +232,8 @@ def test_a_hand_that_pushes_touches_less_than_one_that_pulls() -> None:
     assert pushed(away, HELD) and not pushed(near, HELD)
     for aside in (0.01, -0.01):
         assert not pushed(slid(found, (0.2, aside, 0.0)), HELD)
-    assert (touched(near, HELD) == touched_in_frame(found, 3)).all()
-    assert (touched(away, HELD) == touched_in_frame(found, 3, PUSHED_REACH)).all()
+    assert (touched(near, HELD) == within(found, Reach().grasped)).all()
+    assert (touched(away, HELD) == within(found, Reach().pushed)).all()
     less, more = touched(away, HELD), touched(near, HELD)
     assert less.any() and not (less & ~more).any() and less.sum() < 0.8 * more.sum()
 
@@ -236,10 +249,11 @@ def test_so_does_a_located_hand() -> None:
     found, _ = plate_scene(-65.0)
     views = hand_views(found, HELD)
     assert views is not None and pushed(found, HELD) and not pushed(plate_scene(65.0)[0], HELD)
-    hand = locate_hand(views)
-    assert hand is not None and believed(hand, views)
-    less, more = (touched_by_held(found, hand, 3, reach) for reach in (PUSHED_HELD_REACH, HELD_REACH))
-    assert (touched(found, HELD) == less).all() and not (less & ~more).any() and less.sum() < more.sum()
+    far = far_from_located(found, HELD)
+    assert far is not None
+    region = touched(found, HELD)
+    assert region.any() and (region == found.region(far < Reach().pushed_located)).all()
+    assert region.sum() < 0.8 * touched(replace(found, backwards=True), HELD).sum()
 
 
 def test_fingers_that_hide_behind_a_rim_touch_what_lies_beside_the_hand() -> None:
@@ -249,22 +263,22 @@ def test_fingers_that_hide_behind_a_rim_touch_what_lies_beside_the_hand() -> Non
     masks[:, rows.min() - 30 : rows.min() - 2, int(columns.mean()) - 15 : int(columns.mean()) + 15] = True
     above = found.hands.landmarks - [0.0, float(found.hands.landmarks[3, :, 1].max() - rows.min() + 40)]
     hidden = replace(found, hands=replace(found.hands, landmarks=above.astype(np.float32), masks=masks))
-    region = touched_in_frame(hidden, 3)
-    beside = hidden.region(hidden.beside_hand(3, REACH))
-    assert region.any() and (region == beside).all()
+    region = touched(hidden, HELD)
+    assert far_in_frame(hidden, 3).min() > Reach().grasped
+    assert region.any() and (region == hidden.region(hidden.outside_hand(3) < BESIDE)).all()
     assert not (region & ~found.mask).any()
-    assert touched_in_frame(hidden, 3, PUSHED_REACH).any()
-    farther = replace(hidden, hands=replace(hidden.hands, masks=np.roll(masks, -3, axis=1)))
-    assert (touched_in_frame(farther, 3, PUSHED_REACH) == touched_in_frame(farther, 3)).all()
+    assert (touched(slid(hidden, (0.0, 0.2, 0.0)), HELD) == region).all()
     away = replace(hidden, hands=replace(hidden.hands, masks=np.roll(masks, -60, axis=1)))
     with pytest.raises(AfieldError, match="the fingers do not meet the object in frame 3"):
-        touched_in_frame(away, 3)
+        touched(away, HELD)
 
 
 def test_a_hand_that_turns_farther_than_a_wrist_can_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     found, _ = plate_scene(65.0)
+    assert far_from_located(found, HELD) is not None
     monkeypatch.setattr("afield.distill.stages.touched.MOST_TURN", 0.1)  # it turns by 32 degrees
-    assert (touched(found, HELD) == touched_in_frame(found, 3)).all()
+    assert far_from_located(found, HELD) is None
+    assert (touched(found, HELD) == within(found, Reach().grasped)).all()
 
 
 def test_a_hand_that_is_larger_than_it_looks_is_not_believed() -> None:
@@ -277,24 +291,56 @@ def test_a_hand_that_is_larger_than_it_looks_is_not_believed() -> None:
     assert not believed(replace(hand, turn=np.array([0.0, 0.0, 1.3])), views)
 
 
-def test_what_is_touched_is_seen_beside_the_hand() -> None:
-    """A mask that ends in the middle of the fingers cuts the region off a finger's width farther."""
-    found, joints = plate_scene(65.0)
-    hand = HeldHand(joints, 1.0, np.zeros(3), 0.0)
+@pytest.mark.parametrize(
+    ("door_degrees", "most"), [(-65.0, BESIDE), (65.0, Reach().grasped / Reach().outside)], ids=["pushed", "grasped"]
+)
+def test_what_is_touched_is_seen_beside_the_hand(door_degrees: float, most: float) -> None:
+    """A mask that ends in the middle of the fingers cuts the region off a little farther."""
+    found, _ = plate_scene(door_degrees)
     masks = found.hands.masks.copy()
     end = int(np.median(found.hands.landmarks[3, 8:, 0]))
     masks[3, :, :end] = True
     masked = replace(found, hands=replace(found.hands, masks=masks))
     columns = found.seen_in(3)[0][:, 0]
-    reach = 0.012 * pixels_per_meter(found.hands, 3)
+    reach = most * pixels_per_meter(found.hands, 3)
     assert reach > 5
-    for region in (lambda given: touched_by_held(given, hand, 3), lambda given: touched_in_frame(given, 3)):
-        whole, part = region(found), region(masked)
-        kept = part[found.pixels()]
-        assert (part & ~whole).sum() == 0 and 0 < part.sum() < whole.sum()
-        assert end + reach - 2 < columns[kept].max() < end + reach + 1
-        left = columns < end + reach - 3
-        assert (kept[left] == whole[found.pixels()][left]).all()
+    whole, part = touched(found, HELD), touched(masked, HELD)
+    kept = part[found.pixels()]
+    assert (part & ~whole).sum() == 0 and 0 < part.sum() < whole.sum()
+    assert columns[kept].max() < end + reach + 1
+    assert columns[kept].max() > end + (reach - 2 if pushed(found, HELD) else reach / 3)
+    left = columns < end - 3
+    assert (kept[left] == whole[found.pixels()][left]).all()
+
+
+def test_a_located_hand_that_touches_little_is_believed_and_a_push_known_by_its_outline_stays_one() -> None:
+    """An arm before the object must not count as touched because the fingers touch a little of it."""
+    found, _ = plate_scene(-65.0)
+    arm = replace(found.hands, masks=np.ones_like(found.hands.masks))
+    far = far_from_located(found, HELD)
+    assert far is not None
+    outline = replace(found, hands=replace(arm, depth=np.zeros_like(arm.depth)))
+    seen = replace(found, hands=arm)
+    for scene, near, name in ((seen, far, "pushed_located"), (outline, far_in_frame(outline, 3), "pushed")):
+        least = LEAST_TOUCH * pixels_per_meter(scene.hands, 3) ** 2
+        little = next(r for r in np.sort(near) if scene.region(near < r).sum() >= SMALLEST)
+        region = touched(scene, HELD, Reach(**{name: float(little)}))
+        assert SMALLEST <= region.sum() < least
+        assert (region == scene.region(near < little)).all()
+
+
+def test_pieces_much_smaller_than_the_largest_are_dropped() -> None:
+    found, _ = plate_scene(65.0)
+    rows, columns = found.pixels()
+    top, left = rows.min() + 20, columns.min() + 20  # the plate is seen aslant
+    sizes = ((0, 20), (30, 15), (50, 12))  # a piece of 20 x 20 pixels, one of 56% of it and one of 36%
+    chosen = np.zeros(len(rows), bool)
+    for start, size in sizes:
+        chosen |= (rows >= top) & (rows < top + size) & (columns >= left + start) & (columns < left + start + size)
+    assert chosen.sum() == 400 + 225 + 144
+    region = found.region(chosen)
+    assert region.sum() == 400 + 225 and not region[:, left + 50 :].any()
+    assert not found.region(np.zeros(len(rows), bool)).any()
 
 
 @pytest.mark.parametrize("turn", [(-70, 25, 40), (0, 0, 0), (60, 0, 20), (20, 70, -30), (90, 0, 0), (0, 90, 0)])
@@ -306,13 +352,6 @@ def test_the_size_of_a_hand_is_told_from_every_side(turn: tuple[int, int, int]) 
     depth = np.repeat((0.4 * 600 * (places[:, 2] - places[0, 2]))[None].astype(np.float32), 3, axis=0)
     hands = HandTrack(landmarks, depth, np.full(3, 2), np.zeros((3, 8, 8), bool))
     assert pixels_per_meter(hands, 1) == pytest.approx(600, rel=0.15)
-
-
-def test_a_located_hand_that_meets_nothing_touches_nothing() -> None:
-    found, joints = plate_scene(65.0)
-    assert touched_by_held(found, HeldHand(joints, 1.0, np.zeros(3), 0.0), 3).any()
-    aside = HeldHand(joints + [0.0, 0.0, 0.6], 1.0, np.zeros(3), 0.0)
-    assert not touched_by_held(found, aside, 3).any()
 
 
 def bar_views() -> tuple[list[np.ndarray], list[Camera], np.ndarray]:
@@ -375,12 +414,13 @@ def test_a_closer_look_is_taken_of_the_object_only() -> None:
     assert object_surface(video, path, mask, np.zeros_like(coarse), count - 1, progress=False).sum() == 0
 
 
-def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, _ = plate_scene(65.0)
-    single = touched_in_frame(found, 3)
+def test_a_located_hand_that_touches_nothing_gives_way_to_one_frame() -> None:
+    found, _ = plate_scene(-65.0)
+    single = within(found, Reach().pushed)
     assert (touched(found, HELD) != single).any()
-    monkeypatch.setattr("afield.distill.stages.touched.HELD_REACH", 0.0)
-    assert (touched(found, HELD) == single).all()
+    assert (touched(found, HELD, Reach(pushed_located=0.0)) == single).all()
+    nothing = touched(found, HELD, Reach(pushed_located=0.0, pushed=0.0))
+    assert nothing.any() and (nothing == within(found, Reach().grasped)).all()
 
 
 def test_landmarks_in_one_place_and_objects_behind_the_camera_locate_no_hand() -> None:

@@ -384,6 +384,8 @@ class DistillInputs:
     """Left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes."""
     click: tuple[int, int] | None = None
     """Column and row of a pixel of the object in that frame, instead of a box."""
+    prompt_frame: int | None = None
+    """Number of the frame in which box or click were given (0 is the first), if it is another one without a hand."""
     object_masks: Path | None = None
     """Folder with a mask of the object for every frame, instead of a box or a click."""
     masks: str = "grabcut"

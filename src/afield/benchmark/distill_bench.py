@@ -104,9 +104,7 @@ def _one(folder: Path, name: str, seed: int, start: str | None, progress: bool) 
     truth = load_truth(folder / "video" / "truth")
     begin = time.process_time()
     narration = read_json(folder / "video" / HEADER_NAME)["narration"]
-    # A user draws the box in the frame that the hands leave free; all of the first frames are alike in that.
-    video = folder / "video" / "video.mp4"
-    settings = DistillConfig(box=object_box(truth, truth_reference(folder)), extractor=None, seed=seed)
+    video, settings = folder / "video" / "video.mp4", box_settings(truth, truth_reference(folder), seed)
     try:
         found = distill_video(
             video,
@@ -120,6 +118,11 @@ def _one(folder: Path, name: str, seed: int, start: str | None, progress: bool) 
     except AfieldError as error:
         return {"error": str(error)}
     return {**compare(found, truth, task_by_name(name, seed)), "seconds": round(time.process_time() - begin, 1)}
+
+
+def box_settings(truth: Truth, frame: int, seed: int) -> DistillConfig:
+    """With a box as the only help that a person gives, who draws it in a frame before the hand comes and says which."""
+    return DistillConfig(box=object_box(truth, frame), prompt_frame=frame, extractor=None, seed=seed)
 
 
 def truth_reference(folder: Path) -> int:

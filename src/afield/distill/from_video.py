@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -70,7 +70,7 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "surface", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSIONS = {"version": 7, "surface_version": 1, "contact_version": 1}
+VERSIONS = {"version": 7, "surface_version": 1, "contact_version": 2}
 """Each changes when older results are worth nothing any more: those of all stages, from `surface` on, from `contact` on."""
 
 
@@ -82,6 +82,8 @@ class DistillConfig:
     """Left, top, right, bottom of the object in pixels of the video, in the last frame before the hand comes."""
     click: Click | None = None
     """Column and row of a pixel of the object in that frame, instead of a box."""
+    prompt_frame: int | None = None
+    """Number of the frame in which box or click were given (0 is the first), if it is another one without a hand."""
     object_masks: Path | None = None
     """Folder with a mask for every frame instead of a box or a click."""
     masks: str = "grabcut"
@@ -210,7 +212,7 @@ def distill_video(
     parts["depth"], parts["cameras"] = depth, cameras
     masks = parts["masks"] = run.stage(
         *("masks", ObjectMasks.load, ObjectMasks.save),
-        lambda: _masks(video, hands, free[-1], depth, cameras, config, progress),
+        lambda: _masks(video, hands, free, depth, cameras, config, progress),
     )
     coarse, mask, finer = depth.reference(video.size), masks.masks[free[-1]], None
     if config.depth == "plane-sweep" and sensed is None:
@@ -227,7 +229,7 @@ def distill_video(
     )
     make = partial(find_contact, cameras, hands, tracks, mask, known, backwards=backwards)
     contact = parts["contact"] = run.stage("contact", Contact.load, Contact.save, make)
-    own = posed_views(video, cameras, depth, masks.masks, narration, finer)
+    own = posed_views(video, cameras, depth, masks.masks, narration, finer, contact)
     observation, labels, basis = run.stage(
         *("views", load_labels, save_labels),
         lambda: _views(own, video, cameras, masks, tracks, contact, config, backwards, progress),
@@ -336,7 +338,7 @@ def _depends(stage: str) -> tuple[str, ...]:
         "hands": ("version", "video", "longest", "frames", "hands", "hand_models", "hand_masks"),
         "cameras": ("cameras", "focal", "seed"),
         "depth": ("depth",),
-        "masks": ("box", "click", "object_masks", "masks"),
+        "masks": ("box", "click", "prompt_frame", "object_masks", "masks"),
         "surface": ("surface_version",),
         "tracks": ("tracker", "points"),
         "contact": ("contact_version",),
@@ -380,6 +382,13 @@ def _check_inputs(video: Video, config: DistillConfig) -> None:
         raise AfieldError(f"{' and '.join(given)} both say which object is meant; give only one of them.")
     if config.box is not None or config.click is not None:
         Prompt(config.box, config.click).inside(video.full_size)
+    elif config.prompt_frame is not None:
+        raise AfieldError("--prompt-frame says where --box or --click were given; there is neither.")
+    if config.prompt_frame is not None and not 0 <= config.prompt_frame <= max(video.read):
+        last = max(video.read)
+        raise AfieldError(
+            f"--prompt-frame must be between 0 and {last}, the last that was read, not {config.prompt_frame}."
+        )
 
 
 def _hands(video: Video, config: DistillConfig, progress: bool) -> HandTrack:
@@ -425,7 +434,7 @@ def _depth(
 def _masks(
     video: Video,
     hands: HandTrack,
-    frame: int,
+    free: Sequence[int],
     depth: DepthMaps,
     cameras: CameraPath,
     config: DistillConfig,
@@ -435,7 +444,14 @@ def _masks(
         return ObjectMasks(read_masks(config.object_masks, video) & ~hands.masks)
     propagator = mask_propagator_by_name(config.masks)
     prompt, known = Prompt(config.box, config.click), depth.reference(video.size)
-    return find_masks(video, prompt, frame, hands.masks, propagator, known, cameras, progress=progress)
+    drawn = None if config.prompt_frame is None else video.nearest(config.prompt_frame)
+    if drawn is not None and drawn not in free:
+        first, last = sorted((video.read[free[0]], video.read[free[-1]]))
+        raise AfieldError(
+            f"Stage masks: --prompt-frame must be one of the frames {first} to {last}, in which the object is seen without a "
+            f"hand, not {config.prompt_frame}."
+        )
+    return find_masks(video, prompt, free[-1], hands.masks, propagator, known, cameras, drawn=drawn, progress=progress)
 
 
 def _tracker(video: Video, config: DistillConfig) -> PointTracker:

@@ -40,6 +40,10 @@ class Video:
         """Width and height of the frames here."""
         return self.frames.shape[2], self.frames.shape[1]
 
+    def nearest(self, number: int) -> int:
+        """Which of these frames is nearest to one of the file, of which some may have been left out."""
+        return int(np.abs(np.array(self.read) - number).argmin())
+
     def backwards(self) -> Video:
         """The same video from its end to its beginning; `read` still says which frames of the file these are."""
         return replace(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, UInt8
 from afield.artifacts import load_artifact, save_artifact
 from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
+from afield.perception.carried_prompt import carry_prompt
 from afield.perception.masks import Box, mask_from_box
 from afield.perception.propagation import MaskPropagator, Prompt, without_holes
 from afield.perception.video import Video
@@ -54,6 +55,7 @@ def find_masks(
     depth: Float[np.ndarray, "h w"] | None = None,
     path: CameraPath | None = None,
     *,
+    drawn: int | None = None,
     progress: bool = True,
 ) -> ObjectMasks:
     """The object that a prompt means, in all frames.
@@ -61,11 +63,12 @@ def find_masks(
     Args:
         video: the frames.
         prompt: a box or a click, in pixels of the original video.
-        frame: the frame in which it was given.
+        frame: the frame in which the object is looked for, from which it is followed.
         hidden: where hands are.
         propagator: finds the object in the other frames.
         depth: of that frame, if it is known.
         path: cameras that it belongs to.
+        drawn: the frame in which the prompt was given, if it is another one; none between them may show a hand.
         progress: show a progress bar.
 
     Raises:
@@ -78,6 +81,8 @@ def find_masks(
         )
     try:
         own = prompt.inside(video.full_size).scaled(video.size[0] / video.full_size[0])
+        if drawn is not None:
+            own = _carried(video, own, drawn, frame)
         better = (
             None if depth is None or path is None else Relief(video.frames[frame], own.box, depth, path, frame).better
         )
@@ -89,6 +94,17 @@ def find_masks(
             f"Stage masks: no object was found in frame {video.read[frame]}; give a box closer around it, or --object-masks."
         )
     return ObjectMasks(masks)
+
+
+def _carried(video: Video, prompt: Prompt, drawn: int, frame: int) -> Prompt:
+    step = 1 if drawn <= frame else -1
+    try:
+        return carry_prompt(video.frames[np.arange(drawn, frame + step, step)], prompt)
+    except AfieldError as error:
+        raise AfieldError(
+            f"from frame {video.read[drawn]} to {video.read[frame]}, in which the object is looked for, {error}; give the box or "
+            "the click in a nearer one (--prompt-frame)."
+        ) from error
 
 
 @dataclass(frozen=True)

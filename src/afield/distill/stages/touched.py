@@ -18,10 +18,8 @@ from afield.errors import AfieldError
 from afield.perception.cameras import CameraPath
 from afield.perception.held_hand import LENGTHS, HandViews, HeldHand, locate_hand
 
-REACH = 0.018
-"""Metres: what of the object lies within a finger's width of a finger is touched."""
-PUSHED_REACH = 0.008
-"""The same of a hand that pushes: it rests on what it touches and does not reach around it. Chosen by IoU on rendered videos."""
+PIECE = 0.5
+"""Pieces of a region that are smaller than this share of the largest are dropped."""
 PUSHES = 0.1
 """Least cosine between the way of what is pushed and the line of sight; sideways is neither pushed nor pulled."""
 FINGER_RADIUS = 0.007
@@ -43,8 +41,6 @@ LARGEST = 1.0
 where the part's motion is wrong a hand is located far too large."""
 MOST_TURN = 1.2
 """Radians; a located hand that turns farther within its grip is not believed: no wrist does, so the motion must be wrong."""
-HELD_REACH, PUSHED_HELD_REACH = 0.024, 0.022
-"""Metres from the bones of a located hand to what it touches: to the skin, and a finger's width; and where the hand pushes."""
 ALONG = 2.0
 """How much less certain a located hand is along the line of sight than across it."""
 SHARE = 0.5
@@ -53,6 +49,20 @@ LEAST_TOUCH = 4e-4
 """Square metres that the fingers of a hand touch at least."""
 SMALLEST = 10
 """Pixels; less is no contact region."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far from the bones of a hand's fingers, in metres, lies what it touches. Chosen by IoU on rendered videos."""
+
+    grasped: float = 0.033
+    """Much of what a hand takes hold of lies behind it, where its fingers close, and their depth is hardly known."""
+    outside: float = 1.5
+    """What is seen outside of the outline of such a hand counts as so many times that much farther."""
+    pushed: float = 0.015
+    """A hand that pushes rests on what it touches and does not reach around it."""
+    pushed_located: float = 0.022
+    """The same where the joints of the hand were located."""
 
 
 @dataclass(frozen=True)
@@ -93,45 +103,73 @@ class Found:
         seen, away = self.path.camera(frame).project(torch.from_numpy(self.surface()).float())
         return seen.numpy(), away.numpy()
 
-    def beside_hand(self, frame: int, reach: float = BESIDE) -> Bool[np.ndarray, "n"]:
-        """Whether they are seen behind the hand of a frame, or so near it (in metres) that they may be touched."""
+    def outside_hand(self, frame: int) -> Float[np.ndarray, "n"]:
+        """How far they are seen outside of the hand of a frame, in metres at the hand; 0 if its outline is unknown."""
         mask = self.hands.masks[frame]
         columns, rows = np.round(self.seen_in(frame)[0]).astype(int).T
         if not mask.any():
-            return np.ones(len(rows), bool)
+            return np.zeros(len(rows))
         off = np.asarray(distance_transform_edt(~mask)) / pixels_per_meter(self.hands, frame)
         (bottom, right), inside = np.array(off.shape) - 1, (rows >= 0) & (columns >= 0)
         inside &= (rows <= bottom) & (columns <= right)
-        return inside & (off[rows.clip(0, bottom), columns.clip(0, right)] < reach)
+        return np.where(inside, off[rows.clip(0, bottom), columns.clip(0, right)], np.inf)
 
     def region(self, chosen: Bool[np.ndarray, "n"]) -> Bool[np.ndarray, "h w"]:
-        """A mask of the chosen ones without specks."""
+        """A mask of the chosen ones without specks and pieces much smaller than the largest."""
         rows, columns = self.pixels()
         region = np.zeros(self.mask.shape, np.uint8)
         region[rows[chosen], columns[chosen]] = 1
-        return cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+        region = cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        _, pieces, stats, _ = cv2.connectedComponentsWithStats(region)
+        sizes = np.where(np.arange(len(stats)) > 0, stats[:, cv2.CC_STAT_AREA], 0)
+        return (sizes > 0)[pieces] & (sizes >= PIECE * sizes.max())[pieces]
 
 
-def touched(found: Found, held: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame whose points lie within a finger's width of the fingers, or nearer if they push.
+def touched(found: Found, held: tuple[int, int], reach: Reach | None = None) -> Bool[np.ndarray, "h w"]:
+    """Pixels of the reference frame that are near the fingers.
 
-    Where the part turns, the joints of the hand upon it are located from all frames from contact to release; otherwise the
-    frame of first contact has to do.
+    Where the part turns, the joints of the hand upon it are located from all frames from contact to release. A hand that
+    pushes is where it was located; if it takes hold of something, distances from there and in the frame of first contact
+    are averaged. Where it cannot be located, or touches nothing there, the frame of first contact has to do.
+
+    What is not seen behind a hand that pushes, or close beside it, is not touched. Of fingers that reach over a rim hardly
+    anything is seen: where those of one frame touch less than fingers do, all that lies beside the hand counts. If that is
+    nothing or the outline is unknown, a hand that pushes is taken for one that grasps.
 
     Args:
         found: of the video so far.
         held: frames of first contact and of release.
+        reach: of the fingers.
 
     Raises:
         AfieldError: the hand touches nothing of the object.
     """
-    views, pushes = hand_views(found, held), pushed(found, held)
-    hand = None if views is None else locate_hand(views)
-    if views is not None and hand is not None and believed(hand, views):
-        region = touched_by_held(found, hand, held[0], PUSHED_HELD_REACH if pushes else HELD_REACH)
-        if region.sum() >= SMALLEST:
+    reach = reach or Reach()
+    frame = found.with_hand(held[0])
+    in_frame, located = far_in_frame(found, frame), far_from_located(found, held)
+    outside = found.outside_hand(frame)
+    beside, pushes = outside < BESIDE, pushed(found, held)
+
+    def grasped(far: Float[np.ndarray, "n"]) -> Bool[np.ndarray, "n"]:
+        return far + reach.outside * outside < reach.grasped
+
+    outlined = bool(found.hands.masks[frame].any() and found.hands.depth[frame].any())
+    fingers = LEAST_TOUCH * pixels_per_meter(found.hands, frame) ** 2 if outlined else SMALLEST
+    tries = [((in_frame < reach.pushed) & beside if pushes else grasped(in_frame), fingers)]
+    if located is not None:
+        near = (located < reach.pushed_located) & beside if pushes else grasped((in_frame + located) / 2)
+        tries.insert(0, (near, SMALLEST))
+    if outlined:
+        tries.append((beside, SMALLEST))
+    if pushes:
+        tries.append((grasped(in_frame), SMALLEST))
+    for chosen, least in tries:
+        region = found.region(chosen)
+        if region.sum() >= least:
             return region
-    return touched_in_frame(found, held[0], PUSHED_REACH if pushes else REACH)
+    raise AfieldError(
+        f"Stage contact: the fingers do not meet the object in frame {frame}; check the box, or give --hand-masks."
+    )
 
 
 def pushed(found: Found, held: tuple[int, int]) -> bool:
@@ -185,21 +223,19 @@ def hand_views(found: Found, held: tuple[int, int]) -> HandViews | None:
     )
 
 
-def touched_by_held(found: Found, hand: HeldHand, contact: int, reach: float = HELD_REACH) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame near the fingers of a located hand.
+def far_from_located(found: Found, held: tuple[int, int]) -> Float[np.ndarray, "n"] | None:
+    """Metres from the fingers' bones of a hand that is located from contact to release; None if there is none to be believed.
 
     Its joints are surer across the line of sight than along it. Along it the hand is moved half of the way to where a finger
     would rest on what is seen of the object: fingers that push do, those behind a handle do not.
-
-    Args:
-        found: of the video so far.
-        hand: its joints, in the world before anything has moved.
-        contact: frame of first contact.
-        reach: metres from its bones within which the object is touched.
     """
+    views = hand_views(found, held)
+    hand = None if views is None else locate_hand(views)
+    if views is None or hand is None or not believed(hand, views):
+        return None
     surface = found.surface()
     bones = np.concatenate([np.linspace(hand.joints[a], hand.joints[b], 6) for a, b in FINGER_BONES])
-    eye = found.path.camera(contact).position.double().numpy()
+    eye = found.path.camera(held[0]).position.double().numpy()
     sight = bones.mean(axis=0) - eye
     sight /= np.linalg.norm(sight)
     across = np.linalg.svd(sight[None])[2][1:]
@@ -212,26 +248,16 @@ def touched_by_held(found: Found, hand: HeldHand, contact: int, reach: float = H
 
     bones = bones + SHARE * _resting_depth(beheld(bones), beheld(surface)) * hand.metre * sight
     shorter = np.eye(3) - (1 - 1 / ALONG) * np.outer(sight, sight)
-    far = KDTree(bones @ shorter).query(surface @ shorter)[0] / hand.metre
-    return found.region((far < reach) & found.beside_hand(found.with_hand(contact)))
+    return np.asarray(KDTree(bones @ shorter).query(surface @ shorter)[0]) / hand.metre
 
 
-def touched_in_frame(found: Found, contact: int, reach: float = REACH) -> Bool[np.ndarray, "h w"]:
-    """Pixels of the reference frame whose points lie within a finger's width of the fingers at first contact.
+def far_in_frame(found: Found, frame: int) -> Float[np.ndarray, "n"]:
+    """Metres from the fingers' bones of the hand as one frame shows it.
 
     The landmarks have depth relative to each other only, so the hand is moved along the optical axis until its fingers, as
-    thick as they are, rest on the object. Of fingers that reach over a rim hardly anything is seen; where they touch less than
-    fingers do, all that lies beside the hand counts.
-
-    Args:
-        found: of the video so far.
-        contact: frame of first contact.
-        reach: metres from a finger's skin within which the object is touched; more if that would be nothing.
-
-    Raises:
-        AfieldError: the hand touches nothing of the object.
+    thick as they are, rest on the object.
     """
-    hands, frame = found.hands, found.with_hand(contact)
+    hands = found.hands
     seen, away = found.seen_in(frame)
     # Everything in metres of the hand: across the picture, and in depth, where the object has the units of the camera path.
     scale = pixels_per_meter(hands, frame)
@@ -240,18 +266,7 @@ def touched_in_frame(found: Found, contact: int, reach: float = REACH) -> Bool[n
     joints = np.column_stack((hands.landmarks[frame], hands.depth[frame])) / scale
     bones = np.concatenate([np.linspace(joints[a], joints[b], 6) for a, b in FINGER_BONES])
     bones[:, 2] += _resting_depth(bones, surface)
-    far = KDTree(bones).query(surface)[0]
-    region = found.region((far < reach + FINGER_RADIUS) & found.beside_hand(frame))
-    if region.sum() < LEAST_TOUCH * scale**2 and hands.masks[frame].any() and hands.depth[frame].any():
-        region = found.region(found.beside_hand(frame, max(reach, BESIDE)))
-    if region.sum() < SMALLEST and reach < REACH:
-        return touched_in_frame(found, contact)
-    if region.sum() < SMALLEST:
-        raise AfieldError(
-            f"Stage contact: the fingers do not meet the object in frame {contact}; check the box, or give "
-            "--hand-masks."
-        )
-    return region
+    return np.asarray(KDTree(bones).query(surface)[0])
 
 
 def _depth_near(hands: HandTrack, frame: int, seen: Float[np.ndarray, "n 2"], away: Float[np.ndarray, "n"]) -> float:

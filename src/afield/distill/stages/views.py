@@ -34,18 +34,21 @@ def posed_views(
     masks: Bool[np.ndarray, "t h w"],
     narration: str,
     surface: Float[np.ndarray, "h w"] | None = None,
+    contact: Contact | None = None,
 ) -> Observation:
     """The hands-free frames that have depth, as views with masks, in the size of the depth maps.
 
-    A finer surface of the object in the last of them, the reference, takes the place of its depth where that is known.
+    A finer surface of the object in the last of them, the reference, takes the place of its depth where that is known, and
+    on the contact region also where it is not: without depth that could not be carried over to the other views.
     """
     height, width = depth.depth.shape[1:]
+    needed = np.zeros((height, width), bool) if contact is None else _resized(contact.region, width, height)
     views = []
     for frame, known in zip(depth.frames, depth.depth, strict=True):
         mask = cv2.resize(masks[frame].astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.5
         if surface is not None and frame == depth.frames[-1]:
             finer = cv2.resize(surface, (width, height), interpolation=cv2.INTER_NEAREST)
-            known = np.where(mask & (known > 0), finer, known)
+            known = np.where(mask & ((known > 0) | needed), finer, known)
         color = cv2.resize(video.frames[frame], (width, height), interpolation=cv2.INTER_AREA)
         views.append(View(f"frame{frame:05d}", small_camera(path.camera(frame), width, height), color, known, mask))
     extra = {"narration": narration, "metric": depth.metric, "reference": views[-1].name}
@@ -87,8 +90,11 @@ def contact_in_views(
 
 def small_region(contact: Contact, view: View) -> Bool[np.ndarray, "h w"]:
     """The contact region in the size of the posed views."""
-    size = (view.camera.width, view.camera.height)
-    return cv2.resize(contact.region.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0.3
+    return _resized(contact.region, view.camera.width, view.camera.height)
+
+
+def _resized(region: Bool[np.ndarray, "_h _w"], width: int, height: int) -> Bool[np.ndarray, "{height} {width}"]:
+    return cv2.resize(region.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) > 0.3
 
 
 def object_flow(
