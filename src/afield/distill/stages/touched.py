@@ -121,8 +121,8 @@ class Found:
         region[rows[chosen], columns[chosen]] = 1
         region = cv2.morphologyEx(region, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         _, pieces, stats, _ = cv2.connectedComponentsWithStats(region)
-        sizes = np.where(np.arange(len(stats)) > 0, stats[:, cv2.CC_STAT_AREA], 0)
-        return (sizes > 0)[pieces] & (sizes >= PIECE * sizes.max())[pieces]
+        sizes = stats[1:, cv2.CC_STAT_AREA]
+        return np.isin(pieces, 1 + np.flatnonzero(sizes >= PIECE * sizes.max(initial=0)))
 
 
 def touched(found: Found, held: tuple[int, int], reach: Reach | None = None) -> Bool[np.ndarray, "h w"]:
