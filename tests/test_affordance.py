@@ -32,7 +32,7 @@ from afield.capture.furniture import (
 )
 from afield.capture.opengl import draw_elsewhere, opengl_environment
 from afield.distill import FitConfig, Flow, Labels, check_labels, fit_affordance
-from afield.distill.hull import canonical_frame, hull_distance
+from afield.distill.hull import canonical_frame, hull_distance, only_side
 from afield.distill.labels import describe_views
 from afield.distill.losses import static_losses
 from afield.distill.pixels import Pixels
@@ -49,7 +49,7 @@ from afield.fields.rendering import (
     render_view,
     sample_rays,
 )
-from afield.geometry import nearest_to_lines
+from afield.geometry import look_at, nearest_to_lines
 from afield.observation import Camera, Observation, View
 from afield.perception.crops import object_square
 
@@ -290,6 +290,41 @@ def test_a_ball_is_fitted_with_its_contact_region_and_motion() -> None:
     assert isinstance(again.field, GridAffordance)
     assert torch.equal(fitted.field.distance, again.field.distance)
     assert torch.equal(torch.random.get_rng_state(), before)  # a fit leaves the caller's random numbers alone
+
+
+BOX = np.array([[-0.2, -0.1, 0.0], [0.2, 0.2, 0.25]])
+
+
+def box_view(degrees: float, *, depth: bool = True) -> View:
+    """A block on the floor, seen from 1.2 m away and above, from so many degrees beside its front."""
+    turn = np.radians(degrees)
+    place = torch.tensor([1.1 * np.sin(turn), -1.1 * np.cos(turn), 0.6]).float()
+    pose = look_at(place, torch.tensor([0.0, 0.0, 0.1]), torch.tensor([0.0, 0.0, 1.0]))
+    camera = Camera(160, 120, 180.0, 180.0, 79.5, 59.5, pose)
+    rows, columns = np.mgrid[:120, :160]
+    pixels = torch.from_numpy(np.stack((columns, rows), axis=-1).reshape(-1, 2)).float()
+    ray = (camera.backproject(pixels, torch.ones(len(pixels))) - camera.position).double().numpy()
+    first, second = (BOX - place.double().numpy())[:, None] / ray
+    near, far = np.minimum(first, second).max(axis=1), np.maximum(first, second).min(axis=1)
+    mask = (near < far).reshape(120, 160)
+    away = np.where(mask, near.reshape(120, 160), 0).astype(np.float32) * (1.0 if depth else 0.0)
+    return View(f"{degrees:.0f}", camera, np.full((120, 160, 3), 90, np.uint8), away.astype(np.float32), mask)
+
+
+def test_views_from_one_side_end_where_what_they_see_ends() -> None:
+    """A camera that walks by hardly sees around: the hull of its masks reaches far behind the object."""
+    true = 1.12 * 0.2
+    few = Observation(tuple(box_view(degrees) for degrees in (-8, -3, 2, 7)), name="few")
+    blind = Observation(tuple(box_view(degrees, depth=False) for degrees in (-8, -3, 2, 7)), name="blind")
+    around = Observation(tuple(box_view(degrees) for degrees in (-60, -20, 20, 60, 180)), name="around")
+    assert only_side(few) is not None and only_side(blind) is None and only_side(around) is None
+    center, scale = canonical_frame(few, 0.0)
+    assert scale == pytest.approx(true, rel=0.08)
+    assert (center - torch.from_numpy(BOX.mean(axis=0)).float()).abs().max() < 0.04
+    assert canonical_frame(blind, 0.0)[1] > 1.4 * true
+    solid = (hull_distance(few, center, scale, 48, 0.0, depth=True) < 0).nonzero().flip(-1) / 47 * 2.0 - 1.0
+    extent = (solid.amax(dim=0) - solid.amin(dim=0)) * scale
+    assert torch.allclose(extent, torch.from_numpy(BOX[1] - BOX[0]).float(), atol=0.07)
 
 
 def test_the_frame_holds_the_object_and_the_floor_cuts_the_hull() -> None:

@@ -70,8 +70,8 @@ T = TypeVar("T")
 
 STAGES = ("hands", "cameras", "depth", "masks", "surface", "tracks", "contact", "views", "fit")
 """In the order in which they run; each uses what those before it have found."""
-VERSIONS = {"version": 7, "surface_version": 1, "contact_version": 2}
-"""Each changes when older results are worth nothing any more: those of all stages, from `surface` on, from `contact` on."""
+VERSIONS = {"version": 7, "surface_version": 1, "contact_version": 2, "fit_version": 1}
+"""Each changes when older results are worth nothing any more: those of all stages, from `surface`, `contact`, `fit` on."""
 
 
 @dataclass(frozen=True)
@@ -343,7 +343,7 @@ def _depends(stage: str) -> tuple[str, ...]:
         "tracks": ("tracker", "points"),
         "contact": ("contact_version",),
         "views": ("views", "extractor", "horizon", "narration"),
-        "fit": ("fit",),
+        "fit": ("fit_version", "fit"),
     }[stage]
 
 

@@ -23,24 +23,26 @@ LIES = 0.01
 """What is less than this share of its distance above the floor belongs to the floor."""
 THIN = 0.1
 """Least depth of an object that was seen from one side, as a share of its size."""
+ONE_SIDE = math.radians(30.0)
+"""Views whose lines of sight to the object differ by less see it from one side: their hull reaches far behind it."""
+KNOWN = 0.3
+"""Share of the object of which the depth is known in a view that tells how far it reaches."""
 
 
 def canonical_frame(observation: Observation, floor: float | None = None) -> tuple[Float[Tensor, "3"], float]:
     """Middle and size of the object by its masks alone: those of its visual hull, above the floor if there is one.
 
-    A single view has no hull; there it is the box around what is seen (see `seen_box`).
+    Views from one side have no hull worth the name; there it is the box around what is seen (see `seen_box`).
     """
-    if len(observation.views) == 1:
-        axes, low, high = seen_box(observation.views[0], floor)
+    if (view := only_side(observation)) is not None:
+        axes, low, high = seen_box(view, floor)
         return (low + high) / 2 @ axes, 1.12 * float((high - low).max()) / 2
     origins, directions, spans = [], [], []
     for view in observation.views:
         assert view.mask is not None, "checked before"
         rows, columns = np.nonzero(view.mask)
-        middle = torch.tensor([[(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]]).float()
-        ray = functional.normalize(view.camera.backproject(middle, torch.ones(1)) - view.camera.position, dim=-1)[0]
         origins.append(view.camera.position)
-        directions.append(ray)
+        directions.append(_sight(view))
         spans.append(
             max((columns.max() - columns.min()) / view.camera.fx, (rows.max() - rows.min()) / view.camera.fy) / 2
         )
@@ -53,6 +55,35 @@ def canonical_frame(observation: Observation, floor: float | None = None) -> tup
     solid = (hull_distance(observation, center, scale, 64, floor) < 0).nonzero().flip(-1) / 63 * 2.0 - 1.0
     low, high = solid.amin(dim=0) * scale + center, solid.amax(dim=0) * scale + center
     return (low + high) / 2, 1.12 * float((high - low).max()) / 2
+
+
+def only_side(observation: Observation) -> View | None:
+    """The view that knows most of the depth of an object that is seen from one side only; None if there are more sides.
+
+    Also None where no view knows enough of it: then the hull has to do.
+    """
+    views = observation.views
+    if len(views) == 1:
+        return views[0]
+    sights = torch.stack([_sight(view) for view in views])
+    if float((sights @ sights.T).min()) < math.cos(ONE_SIDE):
+        return None
+    best = max(views, key=_known)
+    return best if _known(best) >= KNOWN else None
+
+
+def _sight(view: View) -> Float[Tensor, "3"]:
+    """Direction from the camera to the middle of the mask."""
+    assert view.mask is not None, "checked before"
+    rows, columns = np.nonzero(view.mask)
+    middle = torch.tensor([[(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]]).float()
+    return functional.normalize(view.camera.backproject(middle, torch.ones(1)) - view.camera.position, dim=-1)[0]
+
+
+def _known(view: View) -> float:
+    """Share of the mask in which the depth is known."""
+    assert view.mask is not None, "checked before"
+    return float((view.mask & (view.depth > 0)).sum() / view.mask.sum())
 
 
 def hull_distance(
@@ -86,8 +117,8 @@ def hull_distance(
             inside &= ~seen | (measured <= 0) | (away > measured - 0.25 * step * scale)
         whole = not (view.mask[[0, -1]].any() or view.mask[:, [0, -1]].any())
         inside &= hit if whole else hit | ~seen  # an object that is wholly in the picture is nowhere else
-    if len(observation.views) == 1:
-        axes, low, high = seen_box(observation.views[0], floor)
+    if (view := only_side(observation)) is not None:
+        axes, low, high = seen_box(view, floor)
         turned = points @ axes.T
         inside &= ((turned >= low) & (turned <= high)).all(dim=-1)
     if floor is not None:
