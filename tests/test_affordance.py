@@ -318,8 +318,14 @@ def test_views_from_one_side_end_where_what_they_see_ends() -> None:
     blind = Observation(tuple(box_view(degrees, depth=False) for degrees in (-8, -3, 2, 7)), name="blind")
     around = Observation(tuple(box_view(degrees) for degrees in (-60, -20, 20, 60, 180)), name="around")
     assert only_side(few) is not None and only_side(blind) is None and only_side(around) is None
-    center, scale = canonical_frame(few, 0.0)
+    center, scale = canonical_frame(few, 0.0, depth=True)
     assert scale == pytest.approx(true, rel=0.08)
+    half = tuple(replace(view, depth=view.depth * (np.arange(160) < 76)) for view in few.views)
+    known = canonical_frame(Observation(half, name="half"), 0.0, depth=True)
+    assert known[1] == pytest.approx(true, rel=0.08) and (known[0] - center).abs().max() < 0.05
+    near = replace(few.views[0], depth=0.5 * few.views[0].depth)  # nothing is left of it before the others
+    assert canonical_frame(Observation((near, *few.views[1:]), name="near"), 0.0, depth=True)[1] > 0
+    assert canonical_frame(few, 0.0)[1] > 1.4 * true  # by masks alone
     assert (center - torch.from_numpy(BOX.mean(axis=0)).float()).abs().max() < 0.04
     assert canonical_frame(blind, 0.0)[1] > 1.4 * true
     solid = (hull_distance(few, center, scale, 48, 0.0, depth=True) < 0).nonzero().flip(-1) / 47 * 2.0 - 1.0

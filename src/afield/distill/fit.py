@@ -25,6 +25,9 @@ from afield.fields.affordance_neus import NeusAffordance, NeusConfig
 from afield.fields.rendering import RenderingConfig
 from afield.observation import Observation
 
+VERSION = 2
+"""Changes when a fit that was interrupted before cannot be gone on with."""
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -122,7 +125,8 @@ def fit_affordance(
 
     Args:
         observation: two or more views with object masks, or a single one with depth; their depth is used where they have it
-            and `config.depth` says so. Of a single view the side that it does not see is cut off where what it sees ends.
+            and `config.depth` says so. What a single view, or several from one side, do not see is cut off where what they
+            see ends.
         labels: contact masks, descriptors and flow, see `Labels`.
         config: see `FitConfig`.
         checkpoint: folder that keeps the standing of the fit. If it exists, the fit goes on from there and ends with the
@@ -138,11 +142,11 @@ def fit_affordance(
     check_labels(observation, labels, one_view=config.one_view)
     begin = time.process_time()
     identity = fingerprint(observation, labels) if checkpoint is not None else ""
-    keeper = Checkpoint(checkpoint, config.checkpoint_every, identity, asdict(config))
+    keeper = Checkpoint(checkpoint, config.checkpoint_every, identity, asdict(config) | {"version": VERSION})
     standing = keeper.load(config.seed)
     everything = (observation, labels)
     observation, labels, kept = withhold_views(observation, labels, config.withhold)
-    center, scale = canonical_frame(observation, labels.floor)
+    center, scale = canonical_frame(observation, labels.floor, depth=config.depth)
     network = _new_field(observation, labels, config, center, scale)
     if standing.phase == "static":
         pixels = Pixels.of(observation, labels, center, scale)

@@ -1,4 +1,4 @@
-"""Where an object is, and how large, by its masks alone: its visual hull."""
+"""Where an object is, and how large, by its masks, and by depth where they see it from one side: its visual hull."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ THIN = 0.1
 """Least depth of an object that was seen from one side, as a share of its size."""
 ONE_SIDE = math.radians(30.0)
 """Views whose lines of sight to the object differ by less see it from one side: their hull reaches far behind it."""
-KNOWN = 0.3
-"""Share of the object of which the depth is known in a view that tells how far it reaches."""
+KNOWN, MOSTLY = 0.3, 0.75
+"""Share of the object of which the depth is known in a view that tells how far away it reaches; and how wide and high it is."""
 
 
-def canonical_frame(observation: Observation, floor: float | None = None) -> tuple[Float[Tensor, "3"], float]:
-    """Middle and size of the object by its masks alone: those of its visual hull, above the floor if there is one.
+def canonical_frame(
+    observation: Observation, floor: float | None = None, *, depth: bool = False
+) -> tuple[Float[Tensor, "3"], float]:
+    """Middle and size of the object: those of its visual hull, above the floor if there is one, see `hull_distance`.
 
-    Views from one side have no hull worth the name; there it is the box around what is seen (see `seen_box`).
+    A single view has no hull; there it is the box around what is seen (see `seen_box`).
     """
-    if (view := only_side(observation)) is not None:
-        axes, low, high = seen_box(view, floor)
+    if len(observation.views) == 1:
+        axes, low, high = seen_box(observation.views[0], floor)
         return (low + high) / 2 @ axes, 1.12 * float((high - low).max()) / 2
     origins, directions, spans = [], [], []
     for view in observation.views:
@@ -52,7 +54,7 @@ def canonical_frame(observation: Observation, floor: float | None = None) -> tup
     scale = round(1.5 * max(reach), 5)
     if not math.isfinite(scale) or scale <= 0:
         raise AfieldError(f"The views of '{observation.name}' do not look at one object; check cameras and masks.")
-    solid = (hull_distance(observation, center, scale, 64, floor) < 0).nonzero().flip(-1) / 63 * 2.0 - 1.0
+    solid = (hull_distance(observation, center, scale, 64, floor, depth=depth) < 0).nonzero().flip(-1) / 63 * 2.0 - 1.0
     low, high = solid.amin(dim=0) * scale + center, solid.amax(dim=0) * scale + center
     return (low + high) / 2, 1.12 * float((high - low).max()) / 2
 
@@ -68,7 +70,7 @@ def only_side(observation: Observation) -> View | None:
     sights = torch.stack([_sight(view) for view in views])
     if float((sights @ sights.T).min()) < math.cos(ONE_SIDE):
         return None
-    best = max(views, key=_known)
+    best = max(views, key=lambda view: (not _cropped(view), _known(view)))
     return best if _known(best) >= KNOWN else None
 
 
@@ -78,6 +80,12 @@ def _sight(view: View) -> Float[Tensor, "3"]:
     rows, columns = np.nonzero(view.mask)
     middle = torch.tensor([[(columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2]]).float()
     return functional.normalize(view.camera.backproject(middle, torch.ones(1)) - view.camera.position, dim=-1)[0]
+
+
+def _cropped(view: View) -> bool:
+    """Whether the object reaches the border of the picture."""
+    assert view.mask is not None, "checked before"
+    return bool(view.mask[[0, -1]].any() or view.mask[:, [0, -1]].any())
 
 
 def _known(view: View) -> float:
@@ -95,7 +103,17 @@ def hull_distance(
     *,
     depth: bool = False,
 ) -> Float[Tensor, "z y x"]:
-    """Signed distance to the visual hull on a grid, in canonical units: where the fit begins."""
+    """Signed distance to the visual hull on a grid, in canonical units: where the fit begins.
+
+    Args:
+        observation: views with masks, or a single one with depth.
+        center: of the grid.
+        scale: half of its side.
+        size: points a side.
+        floor: what is below is empty.
+        depth: what lies in front of a measured surface is empty too; and, if the views look from one side, so that the hull
+            of their masks reaches far behind the object, what is farther away than anything that is seen of it.
+    """
     axis = torch.linspace(-1.0, 1.0, size)
     z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
     points = torch.stack((x, y, z), dim=-1).reshape(-1, 3) * scale + center
@@ -115,12 +133,16 @@ def hull_distance(
                 row.clamp(0, view.camera.height - 1), column.clamp(0, view.camera.width - 1)
             ]
             inside &= ~seen | (measured <= 0) | (away > measured - 0.25 * step * scale)
-        whole = not (view.mask[[0, -1]].any() or view.mask[:, [0, -1]].any())
-        inside &= hit if whole else hit | ~seen  # an object that is wholly in the picture is nowhere else
-    if (view := only_side(observation)) is not None:
-        axes, low, high = seen_box(view, floor)
+        inside &= hit | ~seen if _cropped(view) else hit  # an object that is wholly in the picture is nowhere else
+    side = observation.views[0] if len(observation.views) == 1 else only_side(observation) if depth else None
+    if side is not None:
+        axes, low, high = seen_box(side, floor)
         turned = points @ axes.T
-        inside &= ((turned >= low) & (turned <= high)).all(dim=-1)
+        box = (turned >= low) & (turned <= high)
+        if len(observation.views) > 1 and (_cropped(side) or _known(side) < MOSTLY):
+            box = box[:, 1:2]  # across the picture and upwards the masks know better
+        if len(observation.views) == 1 or (inside & box.all(dim=-1)).any():
+            inside &= box.all(dim=-1)
     if floor is not None:
         inside &= points[:, 2] >= floor
     solid = inside.reshape(size, size, size).numpy()
